@@ -1,0 +1,88 @@
+"""What the connections of this node own, so that it can be written back if the store loses it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .protocol import Event
+from .state import Change, Clear, Drop, Restore, Revision, Set, Topic, Write
+
+__all__ = ["Belongings"]
+
+
+class Belongings:
+    """Told of every write that succeeded and every event that is heard. `now` is in ms.
+
+    A key that another node's client took over is noticed if the topic is followed here; if not, the store still
+    refuses to give it back while the successor has it.
+    """
+
+    def __init__(self) -> None:
+        self._things: dict[tuple[Topic, str], _Thing] = {}
+        self._places: dict[str, set[tuple[Topic, str]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._things)
+
+    def wrote(self, write: Write, changes: Sequence[Change], now: float) -> None:
+        """A write of this node was carried out."""
+        if isinstance(write, Set):
+            (change,) = changes
+            self._forget((write.topic, write.key))
+            if write.node:
+                deadline = None if change.expires_in_ms is None else now + change.expires_in_ms
+                stamp = Revision(change.epoch, change.revision)
+                self._keep((write.topic, write.key), _Thing(write, deadline, stamp))
+        elif isinstance(write, Clear):
+            thing = self._things.get((write.topic, write.key))
+            if thing is not None and thing.write.client == write.client:
+                self._forget((write.topic, write.key))
+        elif isinstance(write, Drop):
+            for place in list(self._places.get(write.client, ())):
+                self._forget(place)
+
+    def heard(self, topic: Topic, events: Sequence[Event]) -> None:
+        """Events of a followed topic. A clear with reason `disconnect` takes nothing away: only the end of the
+        connection does, and that is a `Drop` of our own."""
+        for event in events:
+            thing = self._things.get((topic, event.key))
+            if thing is None or event.revision <= thing.stamp:
+                continue
+            if event.client_id != thing.write.client or event.reason in ("explicit", "expired"):
+                self._forget((topic, event.key))
+
+    def restores(self, now: float) -> list[Restore]:
+        """The writes that bring everything back."""
+        return [
+            Restore(
+                thing.write.client,
+                topic,
+                key,
+                thing.write.payload,
+                None if thing.deadline is None else max(1, int(thing.deadline - now)),
+                thing.write.node,
+                thing.stamp,
+                thing.write.grace_ms,
+            )
+            for (topic, key), thing in self._things.items()
+            if thing.deadline is None or now < thing.deadline
+        ]
+
+    def _keep(self, place: tuple[Topic, str], thing: _Thing) -> None:
+        self._things[place] = thing
+        self._places.setdefault(thing.write.client, set()).add(place)
+
+    def _forget(self, place: tuple[Topic, str]) -> None:
+        thing = self._things.pop(place, None)
+        if thing is not None:
+            places = self._places[thing.write.client]
+            places.discard(place)
+            if not places:
+                del self._places[thing.write.client]
+
+
+class _Thing(NamedTuple):
+    write: Set
+    deadline: float | None
+    stamp: Revision

@@ -1,0 +1,65 @@
+"""From the store's changes to the channel-layer group of their topic."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
+
+from channels.layers import BaseChannelLayer, get_channel_layer
+
+from .errors import NotConfigured
+from .protocol import encode_batches
+from .state import Change, Topic
+
+__all__ = ["find_layer", "group_name", "publish"]
+
+_SEND_TIMEOUT: Final = 2.0  # seconds for all topics; a layer that hangs must not hold up the acknowledgement for long
+
+
+@lru_cache(maxsize=4096)
+def group_name(namespace: str, topic: str) -> str:
+    """The channel-layer group of a topic. Any channel may join it and gets
+    `{"type": "ephemeral.events", "namespace", "topic", "epoch", "revision", "frames": [text, …], …}`.
+
+    Group names allow few characters and topics all, so the name is a digest. The length keeps
+    `("a", "bc")` and `("ab", "c")` apart.
+    """
+    identity = f"{len(namespace)}:{namespace}{topic}"
+    return "ephemeral." + hashlib.blake2b(identity.encode(), digest_size=20).hexdigest()
+
+
+def find_layer(alias: str) -> BaseChannelLayer:
+    """The configured channel layer. Raises `NotConfigured` if it is missing or has no groups."""
+    layer = get_channel_layer(alias)
+    if layer is None:
+        raise NotConfigured(
+            f"CHANNEL_LAYERS has no {alias!r}: ephemeral state travels through a channel layer; for one process, "
+            f'CHANNEL_LAYERS = {{"{alias}": {{"BACKEND": "channels.layers.InMemoryChannelLayer"}}}}'
+        )
+    if "groups" not in getattr(layer, "extensions", ()):
+        raise NotConfigured(f"the channel layer {alias!r} ({type(layer).__name__}) has no groups")
+    return layer
+
+
+async def publish(layer: BaseChannelLayer, changes: Iterable[Change]) -> list[Exception]:
+    """Send the changes to their groups, in order within each topic. Never raises: what could not be sent is
+    returned, and every subscriber's process finds out by its beacon."""
+    topics: dict[Topic, list[Change]] = {}
+    for change in changes:
+        topics.setdefault(change.topic, []).append(change)
+    failures: list[Exception] = []
+    now = asyncio.get_running_loop().time
+    until = now() + _SEND_TIMEOUT
+    for topic, its_changes in topics.items():
+        if failures and now() >= until:
+            break
+        try:
+            async with asyncio.timeout_at(until):
+                for message in encode_batches(its_changes):
+                    await layer.group_send(group_name(*topic), message)
+        except Exception as error:
+            failures.append(error)
+    return failures

@@ -1,0 +1,153 @@
+"""System checks: what would fail, or silently reach nobody, is said at start. They open no connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import Any, TypeVar
+
+from channels.layers import BaseChannelLayer
+from django.apps import AppConfig
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as Caution
+
+from .broadcast import find_layer
+from .conf import SETTING, Settings, get_settings
+from .errors import EphemeralStateError
+from .policy import get_policy
+from .stores import Store, make_store
+
+__all__ = ["check_configuration", "check_store_answers"]
+
+T = TypeVar("T")
+
+_MEMORY_STORE = "ephemeral_state.stores.memory.MemoryStore"
+_REDIS_STORE = "ephemeral_state.stores.redis.RedisStore"
+_MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
+_CORE_LAYER = "channels_redis.core.RedisChannelLayer"
+
+
+def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E001 the setting, E002 the store, E003 the policy, E004 the channel layer; W001 to W003 how they fit."""
+    try:
+        settings = get_settings()
+    except EphemeralStateError as error:
+        return [Error(str(error), hint=f"Correct {SETTING}; what it leaves out has a default.", id=_id("E001"))]
+    messages: list[CheckMessage] = []
+    store = _store(settings, messages)
+    _policy(messages)
+    layer = _layer(settings, messages)
+    if layer is not None:
+        messages.extend(_misfits(store, layer))
+    return messages
+
+
+def check_store_answers(
+    app_configs: Sequence[AppConfig] | None, databases: Collection[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W004: asked for as Django's own checks of databases are, with `manage.py check --database default`. A warning,
+    since `migrate` asks too, and a store that is away must not keep a project from migrating."""
+    if not databases:
+        return []
+    try:
+        store = make_store(get_settings())
+    except EphemeralStateError:
+        return []  # the other check says it
+    try:
+        _in_a_loop_of_its_own(lambda: _ask(store))
+    except EphemeralStateError as error:
+        hint = f"See {SETTING}['OPTIONS']; with the store away, sets are refused and the rest waits for it."
+        return [Caution(f"the store does not work: {error}", hint=hint, id=_id("W004"))]
+    return []
+
+
+async def _ask(store: Store) -> None:
+    try:
+        await store.count()
+    finally:
+        await store.close()
+
+
+def _store(settings: Settings, messages: list[CheckMessage]) -> Store | None:
+    try:
+        return make_store(settings)
+    except EphemeralStateError as error:
+        hint = f"{SETTING}['BACKEND'] is {_MEMORY_STORE!r} (the default), or {_REDIS_STORE!r} "
+        hint += "with OPTIONS {'url': 'redis://…'} after pip install 'django-ephemeral-state[redis]'."
+        messages.append(Error(str(error), hint=hint, id=_id("E002")))
+        return None
+
+
+def _policy(messages: list[CheckMessage]) -> None:
+    try:
+        get_policy()
+    except EphemeralStateError as error:
+        hint = "Name a subclass of ephemeral_state.policy.Policy that can be made without arguments."
+        messages.append(Error(str(error), hint=hint, id=_id("E003")))
+
+
+def _layer(settings: Settings, messages: list[CheckMessage]) -> BaseChannelLayer | None:
+    hint = f"Correct CHANNEL_LAYERS, or name another of its aliases in {SETTING}['CHANNEL_LAYER']."
+    try:
+        # The pub/sub layer has to be looked at from inside a running loop.
+        return _in_a_loop_of_its_own(lambda: _find_layer(settings.channel_layer))
+    except EphemeralStateError as error:
+        fault = str(error)
+    except Exception as error:  # whatever a layer raises when its own configuration is wrong
+        fault = f"the channel layer {settings.channel_layer!r} cannot be made: {type(error).__name__}: {error}"
+    messages.append(Error(fault, hint=hint, id=_id("E004")))
+    return None
+
+
+def _in_a_loop_of_its_own(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    # In a thread, because running a loop here would take away the one that daphne's runserver is about to use.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(start())).result()
+
+
+async def _find_layer(alias: str) -> BaseChannelLayer:
+    return find_layer(alias)
+
+
+def _misfits(store: Store | None, layer: BaseChannelLayer) -> Iterator[CheckMessage]:
+    in_memory = _is_a(layer, _MEMORY_LAYER)
+    if _is_a(store, _MEMORY_STORE) and not in_memory:
+        yield Caution(
+            f"the channel layer {type(layer).__name__} connects processes, but each keeps a memory store of its own: "
+            "a subscriber in another process starts from that process's entries",
+            hint=f"Set {SETTING}['BACKEND'] to {_REDIS_STORE!r}, unless one process serves everything.",
+            id=_id("W001"),
+        )
+    if _is_a(layer, _CORE_LAYER) and _major_version("redis") >= 8:
+        yield Caution(
+            "channels_redis.core with redis-py 8 or newer can hang when a consumer is cancelled: redis-py sometimes "
+            "swallows the cancellation",
+            hint="Use channels_redis.pubsub.RedisPubSubChannelLayer, or pip install 'redis<8'.",
+            id=_id("W002"),
+        )
+    if _is_a(store, _REDIS_STORE) and in_memory:
+        yield Caution(
+            "the Redis store is shared by all processes, but the in-memory channel layer ends at this one: other "
+            "processes see changes only when they compare with the store",
+            hint="Use channels_redis.pubsub.RedisPubSubChannelLayer.",
+            id=_id("W003"),
+        )
+
+
+def _is_a(thing: object, path: str) -> bool:
+    # By name, because importing the class would ask for packages that a project need not have.
+    return any(f"{cls.__module__}.{cls.__qualname__}" == path for cls in type(thing).__mro__)
+
+
+def _major_version(package: str) -> int:
+    try:
+        first = metadata.version(package).partition(".")[0]
+    except metadata.PackageNotFoundError:
+        return 0
+    return int(first) if first.isdecimal() else 0
+
+
+def _id(number: str) -> str:
+    return f"ephemeral_state.{number}"

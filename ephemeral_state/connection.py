@@ -1,0 +1,131 @@
+"""One WebSocket's rights and duties: what it may set while it lives, and that nothing of it stays when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+
+from .delivery import Delivery
+from .errors import ConnectionGone, NotConfigured
+from .node import Node, current
+from .protocol import Ref, encode_grace, encode_payload, encode_ttl
+from .state import Clear, Drop, Entry, Set, Topic, UntilDisconnect
+
+__all__ = ["Connection", "drop"]
+
+logger = logging.getLogger("ephemeral_state")
+
+
+class Connection:
+    """Belongs to one event loop. `client_id` is the consumer's channel name and owns what is set here."""
+
+    def __init__(self, client_id: str, node: Node, delivery: Delivery) -> None:
+        self.client_id = client_id
+        self._node = node
+        self._delivery = delivery
+        self._topics: set[Topic] = set()
+        self._subscribing = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+        node.join(self)
+
+    @property
+    def ended(self) -> bool:
+        """It has ended, or is ending: nothing may be set in its name."""
+        return self._ending is not None
+
+    async def set(
+        self,
+        topic: Topic,
+        key: str,
+        payload: object = b"",
+        ttl: float | UntilDisconnect | None = None,
+        grace: float | None = None,
+    ) -> None:
+        """Store and publish. Raises `ConnectionGone`, `InvalidPayload`, `InvalidTTL`, what `Limits` refuses,
+        `TooManyKeys` or `StoreUnavailable`; then nothing was stored."""
+        await self.write(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+
+    async def write(self, topic: Topic, key: str, payload: bytes, ttl_ms: int | None, grace_ms: int = 0) -> None:
+        """`set` for values that are encoded already."""
+        write = Set(self.client_id, topic, key, payload, ttl_ms, self._node.id, grace_ms)
+        if self.ended:
+            raise ConnectionGone("the connection has ended, nothing can be set in its name")
+        self._node.store.limits.check(write)
+        await self._node.write(write)
+
+    async def clear(self, topic: Topic, key: str) -> None:
+        """Clear one's own key. After the end, when nothing is owned any more, it does nothing."""
+        write = Clear(self.client_id, topic, key)
+        self._node.store.limits.check(write)
+        if not self.ended:
+            await self._node.finish(write)
+
+    async def list(self, topic: Topic) -> Sequence[Entry]:
+        """Live entries, sorted by key. Raises `StoreUnavailable`."""
+        return (await self._node.store.snapshot(topic.require())).entries
+
+    async def subscribe(self, topic: Topic, ref: Ref = None) -> None:
+        """One snapshot, then every change. Raises `ConnectionGone`, `NameInvalid` or `StoreUnavailable`."""
+        if self.ended:
+            raise ConnectionGone("the connection has ended, it cannot subscribe")
+        topic.require()
+        # One at a time: of two for the same topic, one that fails must not undo the other.
+        async with self._subscribing:
+            await self._follow(topic, ref)
+
+    async def _follow(self, topic: Topic, ref: Ref) -> None:
+        self._topics.add(topic)
+        hub = self._node.hub
+        try:
+            await hub.follow(topic, self._delivery, ref)
+        except BaseException as error:
+            self._topics.discard(topic)
+            if self.ended and not _cancelling():
+                raise ConnectionGone("the connection has ended while it was subscribing") from error
+            raise
+        finally:
+            if self.ended or topic not in self._topics:
+                hub.unfollow(topic, self._delivery)
+
+    def unsubscribe(self, topic: Topic) -> None:
+        """Hear no more of the topic. Does nothing if it was not subscribed."""
+        self._topics.discard(topic)
+        self._node.hub.unfollow(topic, self._delivery)
+
+    def end(self, *, abnormal: bool) -> asyncio.Task[None]:
+        """Refuse new sets from now on, then clear what this connection owns and stop listening. However often
+        and from wherever it is called it happens once, and the first call says how; the task ends when it is done."""
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end(abnormal))
+        return self._ending
+
+    async def _end(self, abnormal: bool) -> None:
+        self._delivery.close()
+        for topic in self._topics:
+            self._node.hub.unfollow(topic, self._delivery)
+        self._topics.clear()
+        try:
+            await _drop(self._node, self.client_id, abnormal)
+        finally:
+            await self._node.leave(self)
+
+
+async def drop(client_id: str, *, abnormal: bool) -> None:
+    """Clear what was set in the name of a client that never had a `Connection`. Never raises."""
+    with suppress(NotConfigured):  # then nothing was set, either
+        await _drop(current(), client_id, abnormal)
+
+
+async def _drop(node: Node, client_id: str, abnormal: bool) -> None:
+    try:
+        await node.finish(Drop(client_id, abnormal))
+    except Exception:
+        logger.exception("clearing the state of %s failed", client_id)
+
+
+def _cancelling() -> bool:
+    """Whether it is the running task that is cancelled, and not what it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

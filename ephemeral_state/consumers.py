@@ -1,0 +1,330 @@
+"""The mixins for the consumer a project already has, and a consumer for projects that have none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from channels.consumer import AsyncConsumer, SyncConsumer
+from channels.exceptions import StopConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from .conf import get_settings
+from .connection import Connection
+from .errors import ConnectionGone, EphemeralStateError, InvalidFrame, NotConfigured, StoreUnavailable
+from .lifecycle import Lifecycle
+from .node import wait_in
+from .policy import get_policy, require
+from .protocol import Command, Ref, decode_command, encode_error, encode_ok, encode_set, encode_snapshot
+from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
+
+__all__ = [
+    "UNTIL_DISCONNECT",
+    "EphemeralStateConsumer",
+    "EphemeralStateMixin",
+    "SyncEphemeralStateMixin",
+]
+
+logger = logging.getLogger("ephemeral_state")
+
+T = TypeVar("T")
+
+
+class _Base(AsyncConsumer):
+    """What both mixins share: the life of the connection. It is asynchronous for sync consumers too."""
+
+    ephemeral_namespace: str = ""
+    """The tenant that topics belong to; an attribute or a property."""
+
+    ephemeral_ping_interval: float = 0
+    """Seconds of silence after which the client gets an `ephemeral.ping` frame, which it must answer with an
+    `ephemeral.pong`; one that is silent for 10 s more is ended. 0: never ask, and trust the server's own pings."""
+
+    _ephemeral: Lifecycle | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "websocket":
+            await super().__call__(scope, receive, send)
+            return
+        self._ephemeral = Lifecycle(
+            receive,
+            send,
+            client_id=lambda: getattr(self, "channel_name", None),
+            dispatched=self._overrides("ephemeral_event", "ephemeral_snapshot"),
+            ping_interval=self.ephemeral_ping_interval,
+        )
+        try:
+            # Any: what servers send and take is typed by the ASGI type stubs, and ours passes through unread.
+            receive, send = self._ephemeral.receive, self._ephemeral.send
+            await super().__call__(scope, receive, send)
+        except BaseException:
+            # Handlers that raise and tasks that are cancelled never reach websocket_disconnect.
+            await self._ephemeral.finish(abnormal=True)
+            raise
+        await self._ephemeral.finish(abnormal=False)
+
+    async def dispatch(self, message: Any) -> None:
+        try:
+            await super().dispatch(message)
+        except ConnectionGone:
+            # The client left while a handler was at work. That is no fault of the handler's, and the consumer
+            # shall live to see its disconnect.
+            if self._ephemeral is None or not self._ephemeral.over:
+                raise
+            logger.debug("the client left while %s was handled", message["type"])
+
+    @classmethod
+    def _overrides(cls, *hooks: str) -> bool:
+        mixin = SyncEphemeralStateMixin if issubclass(cls, SyncEphemeralStateMixin) else EphemeralStateMixin
+        return any(getattr(cls, hook) is not getattr(mixin, hook) for hook in hooks)
+
+    def _ephemeral_lifecycle(self) -> Lifecycle:
+        if self._ephemeral is None:
+            raise NotConfigured(f"{type(self).__name__} is not serving a WebSocket")
+        return self._ephemeral
+
+    def _ephemeral_connection(self) -> Connection:
+        return self._ephemeral_lifecycle().connection()
+
+    def _ephemeral_topic(self, topic: str) -> Topic:
+        return Topic(self.ephemeral_namespace, topic)
+
+    async def _ephemeral_subscribe(self, topic: Topic) -> None:
+        self._ephemeral_lifecycle().require_accepted()
+        await self._ephemeral_connection().subscribe(topic)
+
+    async def _ephemeral_end(self) -> None:
+        if self._ephemeral is None:
+            return
+        ending = self._ephemeral.end(abnormal=False)
+        if ending is not None:
+            await asyncio.shield(ending)
+
+    @classmethod
+    def _ephemeral_welcome(cls, event: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        """A snapshot as the frame to send and the events to handle after it."""
+        entries: Sequence[Entry] = event["entries"]
+        if not cls._overrides("ephemeral_event"):
+            return encode_snapshot(event["topic"], entries, event["ref"]), []
+        return encode_snapshot(event["topic"], [], event["ref"]), [_set_event(entry) for entry in entries]
+
+
+class EphemeralStateMixin(_Base):
+    """State that is cleared when this connection ends, whatever way it ends.
+
+    Put it to the left of the consumer: `class Chat(EphemeralStateMixin, AsyncJsonWebsocketConsumer)`.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, SyncConsumer):
+            raise TypeError(f"{cls.__name__} is a sync consumer: use SyncEphemeralStateMixin")
+
+    async def ephemeral_set(
+        self,
+        topic: str,
+        key: str,
+        payload: object = b"",
+        *,
+        ttl: float | UntilDisconnect | None = None,
+        grace: float | None = None,
+    ) -> None:
+        """Set the key, own it, and tell every subscriber of the topic. On return it is stored.
+
+        `payload`: bytes as they are, text as UTF-8, anything else as JSON. `ttl`: seconds, `UNTIL_DISCONNECT`, or
+        `None` for `DEFAULT_TTL`. `grace`: seconds that the entry stays when this connection ends without a goodbye (a
+        close frame with 1000 or 1001): if a new connection sets the key meanwhile, nobody hears of a clear. Raises an
+        `EphemeralStateError`, and then nothing was stored or told.
+        """
+        await self._ephemeral_connection().set(self._ephemeral_topic(topic), key, payload, ttl, grace)
+
+    async def ephemeral_clear(self, topic: str, key: str) -> None:
+        """Clear the key if this connection owns it."""
+        await self._ephemeral_connection().clear(self._ephemeral_topic(topic), key)
+
+    async def ephemeral_list(self, topic: str) -> Sequence[Entry]:
+        """What is live in the topic, sorted by key."""
+        return await self._ephemeral_connection().list(self._ephemeral_topic(topic))
+
+    async def ephemeral_subscribe(self, topic: str) -> None:
+        """Send the client one `ephemeral.snapshot` frame, then a frame per change: no gap, no overlap."""
+        await self._ephemeral_subscribe(self._ephemeral_topic(topic))
+
+    async def ephemeral_unsubscribe(self, topic: str) -> None:
+        """Send no more of the topic."""
+        self._ephemeral_connection().unsubscribe(self._ephemeral_topic(topic))
+
+    async def ephemeral_event(self, event: dict[str, Any]) -> None:
+        """One change of a subscribed topic. Override it to filter or reshape what this client gets.
+
+        `event` has `event` ("set" or "clear"), `namespace`, `topic`, `key`, `client_id`, `payload` (bytes), `reason`
+        and `text`, the frame that is sent if nobody overrides this.
+        """
+        await self.base_send(_frame(event["text"]))
+
+    async def ephemeral_snapshot(self, event: dict[str, Any]) -> None:
+        """The state of a topic just subscribed: `entries` is a list of `Entry`.
+
+        Where `ephemeral_event` is overridden, the client gets an empty snapshot and each entry goes through
+        `ephemeral_event` as a set, so that a filter there need not be written twice.
+        """
+        text, events = self._ephemeral_welcome(event)
+        await self.base_send(_frame(text))
+        for one in events:
+            await self.ephemeral_event(one)
+
+    async def websocket_disconnect(self, message: Any) -> None:
+        await self._ephemeral_end()
+        parent = getattr(super(), "websocket_disconnect", None)
+        if parent is not None:
+            await parent(message)
+        elif type(self).websocket_disconnect is EphemeralStateMixin.websocket_disconnect:
+            raise StopConsumer  # nobody else would, and Channels' generic consumers do
+
+
+class SyncEphemeralStateMixin(_Base):
+    """`EphemeralStateMixin` for consumers whose handlers are `def`: the same names, called without `await`.
+
+    They may be called from any thread but the event loop's, and wait for the answer.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, AsyncWebsocketConsumer):
+            raise TypeError(f"{cls.__name__} is an async consumer: use EphemeralStateMixin")
+
+    def ephemeral_set(
+        self,
+        topic: str,
+        key: str,
+        payload: object = b"",
+        *,
+        ttl: float | UntilDisconnect | None = None,
+        grace: float | None = None,
+    ) -> None:
+        """See `EphemeralStateMixin.ephemeral_set`."""
+        where = self._ephemeral_topic(topic)
+        self._ephemeral_wait(lambda: self._ephemeral_connection().set(where, key, payload, ttl, grace))
+
+    def ephemeral_clear(self, topic: str, key: str) -> None:
+        """See `EphemeralStateMixin.ephemeral_clear`."""
+        where = self._ephemeral_topic(topic)
+        self._ephemeral_wait(lambda: self._ephemeral_connection().clear(where, key))
+
+    def ephemeral_list(self, topic: str) -> Sequence[Entry]:
+        """See `EphemeralStateMixin.ephemeral_list`."""
+        where = self._ephemeral_topic(topic)
+        return self._ephemeral_wait(lambda: self._ephemeral_connection().list(where))
+
+    def ephemeral_subscribe(self, topic: str) -> None:
+        """See `EphemeralStateMixin.ephemeral_subscribe`."""
+        where = self._ephemeral_topic(topic)
+        self._ephemeral_wait(lambda: self._ephemeral_subscribe(where))
+
+    def ephemeral_unsubscribe(self, topic: str) -> None:
+        """See `EphemeralStateMixin.ephemeral_unsubscribe`."""
+        where = self._ephemeral_topic(topic)
+
+        async def unsubscribe() -> None:
+            self._ephemeral_connection().unsubscribe(where)
+
+        self._ephemeral_wait(unsubscribe)
+
+    def ephemeral_event(self, event: dict[str, Any]) -> None:
+        """See `EphemeralStateMixin.ephemeral_event`."""
+        self.base_send(_frame(event["text"]))
+
+    def ephemeral_snapshot(self, event: dict[str, Any]) -> None:
+        """See `EphemeralStateMixin.ephemeral_snapshot`."""
+        text, events = self._ephemeral_welcome(event)
+        self.base_send(_frame(text))
+        for one in events:
+            self.ephemeral_event(one)
+
+    def websocket_disconnect(self, message: Any) -> None:
+        if self._ephemeral is not None:
+            self._ephemeral_wait(self._ephemeral_end)
+        parent = getattr(super(), "websocket_disconnect", None)
+        if parent is not None:
+            parent(message)
+        elif type(self).websocket_disconnect is SyncEphemeralStateMixin.websocket_disconnect:
+            raise StopConsumer
+
+    def _ephemeral_wait(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return wait_in(self._ephemeral_lifecycle().loop, start)
+
+
+class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
+    """Speaks the client protocol of `docs/protocol.md`. `EPHEMERAL_STATE["POLICY"]` decides who may do what; the
+    default denies everything. Nothing that a client sends closes the connection."""
+
+    ephemeral_ping_interval = 8.0
+
+    async def connect(self) -> None:
+        self._policy = get_policy()
+        self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
+        await self.accept()
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        ref: Ref = None
+        try:
+            command = self._read(text_data, bytes_data)
+            ref = command.ref
+            answer = await self._obey(command)
+        except NotConfigured as error:
+            # The client can do nothing about it and shall not learn of it.
+            logger.error("a command cannot be carried out: %s", error)
+            answer = encode_error(StoreUnavailable("the server cannot carry out commands"), ref)
+        except EphemeralStateError as error:
+            answer = encode_error(error, error.ref if ref is None else ref)
+        if answer is not None:
+            await self.send(answer)
+
+    def _read(self, text: str | None, binary: bytes | None) -> Command:
+        if text is None:
+            raise InvalidFrame(f"binary frame of {len(binary or b'')} bytes: commands are text frames")
+        settings = get_settings()
+        return decode_command(text, max_frame_bytes=settings.max_frame_bytes, max_name_bytes=settings.max_name_bytes)
+
+    async def _obey(self, command: Command) -> str | None:
+        """The answer; `None` where the snapshot is the answer."""
+        connection = self._ephemeral_connection()
+        topic = self._ephemeral_topic(command.topic)
+        if command.verb == "unsubscribe":
+            connection.unsubscribe(topic)
+            return encode_ok(command.ref)
+        if command.verb == "subscribe":
+            await require(self._policy.can_subscribe, self.scope, *topic)
+            await connection.subscribe(topic, command.ref)
+            return None
+        if command.verb == "list":
+            await require(self._policy.can_list, self.scope, *topic)
+            return encode_snapshot(topic.name, await connection.list(topic), command.ref)
+        if command.verb == "clear":
+            await require(self._policy.can_clear, self.scope, *topic, command.key)
+            await connection.clear(topic, command.key)
+            return encode_ok(command.ref)
+        await require(self._policy.can_set, self.scope, *topic, command.key)
+        await connection.write(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+        return encode_ok(command.ref)
+
+
+def _frame(text: str) -> Any:
+    return {"type": "websocket.send", "text": text}
+
+
+def _set_event(entry: Entry) -> dict[str, Any]:
+    """An entry of a snapshot in the shape of the event that would have made it."""
+    return {
+        "type": "ephemeral.event",
+        "namespace": entry.topic.namespace,
+        "topic": entry.topic.name,
+        "event": "set",
+        "key": entry.key,
+        "client_id": entry.client_id,
+        "payload": entry.payload,
+        "reason": None,
+        "text": encode_set(entry.topic.name, entry.key, entry.client_id, entry.payload),
+    }

@@ -1,0 +1,234 @@
+"""One socket's way out: at once while it takes what it is given, the newest value per key when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from .outbox import Outbox
+from .protocol import Event, Ref, encode_snapshot
+from .state import Entry, Topic
+
+__all__ = ["Delivery", "Direct", "Dispatched", "Send", "View"]
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+View = Callable[[], Sequence[Entry]]
+"""Reads the entries of a topic as they are at the moment of the call."""
+
+
+class Delivery(Protocol):
+    """What a hub needs of a subscriber. None of these may block, await or raise."""
+
+    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+        """Send one snapshot; everything heard from now on comes after it."""
+
+    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+        """Send these events, or the newest of them."""
+
+    def forget(self, topic: Topic) -> None:
+        """Drop what is waiting of the topic."""
+
+    def close(self) -> None:
+        """Drop everything, now and later."""
+
+
+class _Welcome(NamedTuple):
+    view: View
+    ref: Ref
+
+
+class _Waiting:
+    """What could not be sent yet, by topic. A waiting snapshot is taken only when it is sent, so it stands for
+    every event of its topic until then."""
+
+    def __init__(self) -> None:
+        self._topics: dict[Topic, _Welcome | Outbox] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._topics)
+
+    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+        self._topics[topic] = _Welcome(view, ref)
+
+    def add(self, topic: Topic, events: Sequence[Event]) -> None:
+        waiting = self._topics.get(topic)
+        if waiting is None:
+            waiting = self._topics[topic] = Outbox()
+        if isinstance(waiting, Outbox):
+            waiting.add(events)
+            if not waiting:
+                del self._topics[topic]
+
+    def pop(self) -> tuple[Topic, _Welcome | Event]:
+        topic, waiting = next(iter(self._topics.items()))
+        if isinstance(waiting, _Welcome):
+            del self._topics[topic]
+            return topic, waiting
+        event = waiting.pop()
+        if not waiting:
+            del self._topics[topic]
+        return topic, event
+
+    def forget(self, topic: Topic) -> None:
+        self._topics.pop(topic, None)
+
+    def clear(self) -> None:
+        self._topics.clear()
+
+
+class Direct:
+    """Hands ready-made text to the socket: no dispatch, no queue, and no task while the socket keeps up.
+
+    Each `send` is stepped once, right here. A server that takes the text finishes it in that step; for one that
+    pushes back a task waits for the rest, and the other sockets of the room never notice.
+    """
+
+    def __init__(self, send: Send, gone: Callable[[BaseException], None]) -> None:
+        """`gone` is called when sending shows that the peer is not there any more."""
+        self._send = send
+        self._gone = gone
+        # Middleware may set and reset context variables around a send, which must begin and end in one context.
+        self._context = contextvars.copy_context()
+        self._waiting = _Waiting()
+        self._sending: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+        if self._closed:
+            return
+        if self._sending is not None:
+            self._waiting.welcome(topic, view, ref)
+        else:
+            self._push(encode_snapshot(topic.name, view(), ref))
+
+    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+        if self._sending is None and not self._closed:
+            for index, event in enumerate(events):
+                if not self._push(event.text):
+                    events = events[index + 1 :]
+                    break
+            else:
+                return
+        if events and not self._closed:
+            self._waiting.add(topic, events)
+
+    def forget(self, topic: Topic) -> None:
+        self._waiting.forget(topic)
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    def _push(self, text: str) -> bool:
+        """True if the socket took it and is ready for more."""
+        try:
+            steps = self._send_text(text).__await__()
+            waits_for = self._context.run(next, steps)
+        except StopIteration:
+            return True
+        except (Exception, asyncio.CancelledError) as error:
+            # Cancelled is what the socket waited for; nobody can cancel us within a step.
+            self._lost(error)
+            return False
+        draining = self._drain(_Rest(steps, waits_for))
+        self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
+        return False
+
+    async def _send_text(self, text: str) -> None:
+        # A coroutine of our own: what granian's send returns can be awaited, but not stepped as a generator.
+        await self._send({"type": "websocket.send", "text": text})
+
+    async def _drain(self, rest: Awaitable[None]) -> None:
+        try:
+            await rest
+            while self._waiting:
+                topic, what = self._waiting.pop()
+                text = encode_snapshot(topic.name, what.view(), what.ref) if isinstance(what, _Welcome) else what.text
+                await self._send_text(text)
+        except Exception as error:
+            self._lost(error)
+        finally:
+            self._sending = None
+
+    def _lost(self, error: BaseException) -> None:
+        self._closed = True
+        self._waiting.clear()
+        self._gone(error)
+
+
+class Dispatched:
+    """Hands events to the consumer's own dispatch, one at a time, so that its handlers never run side by side.
+    While a handler is busy, the newest value per key waits."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is called when `pop` has something to give."""
+        self._wake = wake
+        self._waiting = _Waiting()
+        self._closed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def pop(self) -> dict[str, Any]:
+        """The next message for the consumer's `ephemeral_event` or `ephemeral_snapshot`."""
+        topic, what = self._waiting.pop()
+        common = {"namespace": topic.namespace, "topic": topic.name}
+        if isinstance(what, _Welcome):
+            entries = what.view()
+            return {"type": "ephemeral.snapshot", **common, "entries": entries, "ref": what.ref}
+        return {
+            "type": "ephemeral.event",
+            **common,
+            "event": "set" if what.reason is None else "clear",
+            "key": what.key,
+            "client_id": what.client_id,
+            "payload": what.payload,
+            "reason": what.reason,
+            "text": what.text,
+        }
+
+    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+        if not self._closed:
+            self._waiting.welcome(topic, view, ref)
+            self._wake()
+
+    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+        if not self._closed:
+            self._waiting.add(topic, events)
+            self._wake()
+
+    def forget(self, topic: Topic) -> None:
+        self._waiting.forget(topic)
+
+    def close(self) -> None:
+        self._closed = True
+        self._waiting.clear()
+
+
+class _Rest:
+    """What is left of an awaitable after its first step, as an awaitable."""
+
+    def __init__(self, steps: Generator[Any, Any, None], waits_for: Any) -> None:
+        self._steps = steps
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        try:
+            while True:
+                try:
+                    answer = yield waits_for
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    waits_for = self._steps.throw(error)
+                else:
+                    waits_for = self._steps.send(answer)
+        except StopIteration:
+            return
+        finally:
+            self._steps.close()

@@ -1,0 +1,347 @@
+"""The topics this process follows: one group membership and one replica each, fanned out to its sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from channels.layers import BaseChannelLayer
+
+from .broadcast import group_name
+from .delivery import Delivery
+from .errors import InvalidFrame, StoreUnavailable
+from .protocol import Event, Ref, decode_batch
+from .replica import Replica
+from .state import Snapshot, Topic
+from .stores.base import Store
+
+__all__ = ["Hub"]
+
+logger = logging.getLogger("ephemeral_state")
+
+_PATIENCE: Final = 0.05  # seconds that a batch may be early before a snapshot is read
+_DOUBT: Final = 0.25  # seconds that a batch may be on its way before the beacon calls it lost
+_REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after the store lost everything
+_REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
+_LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
+_RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
+
+
+class Hub:
+    """Belongs to one event loop. Runs from the first `follow` to `stop`."""
+
+    def __init__(
+        self,
+        store: Store,
+        layer: BaseChannelLayer,
+        beacon_interval: float,
+        *,
+        heard: Callable[[Topic, Sequence[Event]], None] | None = None,
+        went_back: Callable[[], None] | None = None,
+    ) -> None:
+        """`heard` is called with what subscribers hear; `went_back` when the store has lost writes that it had."""
+        self._store = store
+        self._heard = heard
+        self._went_back = went_back
+        self._layer = layer
+        self._beacon_interval = beacon_interval
+        self._feeds: dict[Topic, _Feed] = {}
+        self._discarding: dict[Topic, asyncio.Task[None]] = {}
+        self._starting: asyncio.Task[str] | None = None
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._stopped = False
+
+    async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None) -> None:
+        """Welcome the delivery with one snapshot, and let it hear everything after that: no gap, no overlap.
+
+        Whoever follows already gets a new snapshot. Raises `StoreUnavailable`, also for the channel layer.
+        """
+        feed = self._feeds.get(topic)
+        if feed is None:
+            feed = self._feeds[topic] = _Feed(topic)
+            feed.opening = asyncio.get_running_loop().create_task(self._open(feed))
+        feed.waiters += 1
+        try:
+            # Shielded: one client that leaves while it waits must not take the topic from the others.
+            await asyncio.shield(feed.opening)
+            feed.add(delivery)
+            delivery.welcome(topic, lambda: feed.replica.entries(_now()), ref)
+        finally:
+            feed.waiters -= 1
+            self._close_if_unused(feed)
+
+    def unfollow(self, topic: Topic, delivery: Delivery) -> None:
+        """Stop hearing of the topic, at once. Nothing happens if it was not followed."""
+        feed = self._feeds.get(topic)
+        if feed is not None:
+            feed.remove(delivery)
+            delivery.forget(topic)
+            self._close_if_unused(feed)
+
+    async def stop(self) -> None:
+        """Leave all groups and end all tasks."""
+        for feed in list(self._feeds.values()):
+            self._close(feed)
+        await asyncio.gather(*self._discarding.values(), return_exceptions=True)
+        self._stopped = True
+        ending = [*self._tasks]
+        self._tasks.clear()
+        if self._starting is not None:
+            ending.append(self._starting)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    # Opening and closing a topic
+
+    async def _open(self, feed: _Feed) -> None:
+        try:
+            if feed.topic in self._discarding:
+                # Or else the layer might see the old membership's end after the new one's beginning.
+                await asyncio.shield(self._discarding[feed.topic])
+            try:
+                async with asyncio.timeout(_LAYER_TIMEOUT):
+                    channel = await self._start()
+                    await self._layer.group_add(group_name(*feed.topic), channel)
+            except Exception as error:
+                raise StoreUnavailable("the channel layer does not answer") from error
+            await self._read(feed)
+        except BaseException:
+            self._close(feed)
+            raise
+
+    def _close_if_unused(self, feed: _Feed) -> None:
+        if not feed.audience and not feed.waiters:
+            self._close(feed)
+
+    def _close(self, feed: _Feed) -> None:
+        if self._feeds.get(feed.topic) is not feed:
+            return
+        del self._feeds[feed.topic]
+        feed.cancel()
+        discarding = self._discard(feed.topic, self._discarding.get(feed.topic))
+        self._discarding[feed.topic] = asyncio.get_running_loop().create_task(discarding)
+
+    async def _discard(self, topic: Topic, earlier: asyncio.Task[None] | None) -> None:
+        try:
+            if earlier is not None:
+                await asyncio.wait([earlier])
+            if self._starting is not None:
+                async with asyncio.timeout(_LAYER_TIMEOUT):
+                    await self._layer.group_discard(group_name(*topic), await self._starting)
+        except Exception as error:
+            logger.warning("leaving the group of %s failed, the layer will expire it: %s", topic, error)
+        finally:
+            if self._discarding.get(topic) is asyncio.current_task():
+                del self._discarding[topic]
+
+    async def _start(self) -> str:
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._begin())
+        return await asyncio.shield(self._starting)
+
+    async def _begin(self) -> str:
+        try:
+            channel: str = await self._layer.new_channel()
+        except BaseException:
+            self._starting = None
+            raise
+        self._keep_running(self._listen, channel)
+        self._keep_running(self._beacon, channel)
+        return channel
+
+    def _keep_running(self, duty: Callable[[str], Coroutine[Any, Any, None]], channel: str) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(duty(channel))
+        self._tasks.append(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # A socket's `send` takes its first step inside `_listen`, and a timeout of some middleware that began
+            # there may cancel the wrong task. Later, so that a loop that ends is not kept from it.
+            if task in self._tasks:
+                self._tasks.remove(task)
+                error = None if task.cancelled() else task.exception()
+                logger.warning("hearing or comparing was ended by somebody else, beginning again: %r", error)
+                loop.call_later(_PATIENCE, self._begin_again, duty, channel)
+
+        task.add_done_callback(ended)
+
+    def _begin_again(self, duty: Callable[[str], Coroutine[Any, Any, None]], channel: str) -> None:
+        if not self._stopped:
+            self._keep_running(duty, channel)
+
+    # Hearing
+
+    async def _listen(self, channel: str) -> None:
+        failing = False
+        while True:
+            try:
+                message = await self._layer.receive(channel)
+            except Exception as error:
+                if not failing:
+                    logger.warning("the channel layer fails, retrying every %s s: %s", _RETRY, error)
+                failing = True
+                await asyncio.sleep(_RETRY)
+                await self._rejoin(channel)
+                continue
+            if failing:
+                failing = False
+                logger.warning("the channel layer is back")
+            try:
+                self._take(message)
+            except Exception:
+                logger.exception("a message was not handled, the beacon will read what it said from the store")
+            # A layer with messages waiting returns without ever suspending: let the sockets have their turn.
+            await asyncio.sleep(0)
+
+    def _take(self, message: Mapping[str, Any]) -> None:
+        try:
+            batch = decode_batch(message)
+        except InvalidFrame as error:
+            logger.warning("ignored a message, the beacon will read what it said from the store: %s", error)
+            return
+        feed = self._feeds.get(batch.topic)
+        if feed is not None:
+            self._tell(feed, feed.replica.apply(batch, _now()))
+            if feed.replica.behind and feed.open and feed.repairing is None:
+                feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, _PATIENCE))
+
+    # Being right
+
+    async def _read(self, feed: _Feed) -> None:
+        """Read snapshots until the replica equals the store as far as anybody can know."""
+        while True:
+            asked_at = feed.replica.asking()
+            snapshot = await self._store.snapshot(feed.topic)
+            if feed.must_wait_for(snapshot):
+                await asyncio.sleep(feed.patient_until - time.monotonic())
+                continue
+            self._tell(feed, feed.replica.reset(snapshot, asked_at, _now()))
+            if not feed.replica.behind:
+                return
+            await asyncio.sleep(_PATIENCE)
+            if not feed.replica.behind:
+                return
+
+    def _tell(self, feed: _Feed, events: Sequence[Event]) -> None:
+        if events and self._heard is not None:
+            self._heard(feed.topic, events)
+        feed.tell(events)
+
+    async def _repair(self, feed: _Feed, patience: float) -> None:
+        try:
+            await asyncio.sleep(patience)
+            if patience and not feed.replica.behind:
+                return
+            await self._read(feed)
+        except StoreUnavailable as error:
+            logger.info("repairing %s failed, the beacon will try again: %s", feed.topic, error)
+        finally:
+            feed.repairing = None
+
+    async def _beacon(self, channel: str) -> None:
+        """A lost last message shows in no sequence number: only asking the store reveals it."""
+        joined = time.monotonic()
+        failing = False
+        while True:
+            await asyncio.sleep(self._beacon_interval)
+            if time.monotonic() - joined > _REJOIN:
+                joined = time.monotonic()
+                await self._rejoin(channel)
+            try:
+                await self._compare([feed for feed in self._feeds.values() if feed.open])
+                failing = False
+            except Exception as error:  # whatever it is: without a beacon, views would stay wrong silently
+                if not failing:
+                    logger.warning("comparing views with the store fails, they may be stale: %r", error)
+                failing = True
+
+    async def _compare(self, feeds: Sequence[_Feed]) -> None:
+        # Before asking: what the stream brings while the store answers may be newer than the answer.
+        before = [feed.replica.revision for feed in feeds]
+        revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
+        doubtful = [
+            (feed, revision, feed.replica.revision)
+            for feed, revision in zip(feeds, revisions, strict=True)
+            if not feed.replica.agrees(revision)
+        ]
+        if not doubtful:
+            return
+        if self._went_back is not None and any(
+            then.epoch and (now < then or now.epoch != then.epoch) and feed.replica.entries(0)
+            for feed, now, then in zip(feeds, revisions, before, strict=True)
+        ):
+            # Another epoch: the store has lost the topic, or was emptied and used again and we missed it.
+            self._went_back()
+        await asyncio.sleep(_DOUBT)
+        for feed, revision, then in doubtful:
+            # A replica that has moved on hears the stream; the next beacon asks again.
+            if feed.replica.revision == then and not feed.replica.agrees(revision) and feed.repairing is None:
+                feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
+
+    async def _rejoin(self, channel: str) -> None:
+        for topic in list(self._feeds):
+            with suppress(Exception):  # the next round tries again, and the beacon keeps the views right
+                await self._layer.group_add(group_name(*topic), channel)
+
+
+class _Feed:
+    """One followed topic: its replica and who hears of it."""
+
+    opening: asyncio.Task[None]
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.replica = Replica(topic)
+        self._members: dict[Delivery, None] = {}
+        self._audience: tuple[Delivery, ...] | None = ()
+        self.waiters = 0
+        self.generation = 0
+        self.patient_until = 0.0
+        self.repairing: asyncio.Task[None] | None = None
+
+    @property
+    def open(self) -> bool:
+        return self.opening.done() and not self.opening.cancelled() and self.opening.exception() is None
+
+    @property
+    def audience(self) -> tuple[Delivery, ...]:
+        """Never changed, only replaced, so it may be iterated while others come and leave."""
+        if self._audience is None:
+            self._audience = tuple(self._members)
+        return self._audience
+
+    def add(self, delivery: Delivery) -> None:
+        self._members[delivery] = None
+        self._audience = None
+
+    def remove(self, delivery: Delivery) -> None:
+        self._members.pop(delivery, None)
+        self._audience = None
+
+    def tell(self, events: Sequence[Event]) -> None:
+        if events:
+            for delivery in self.audience:
+                delivery.hear(self.topic, events)
+
+    def must_wait_for(self, snapshot: Snapshot) -> bool:
+        """A store that has lost everything is being written back to: what is not there yet has not left."""
+        now = time.monotonic()
+        if self.generation and snapshot.generation != self.generation:
+            self.patient_until = now + _REASSERTION
+        self.generation = snapshot.generation
+        return now < self.patient_until
+
+    def cancel(self) -> None:
+        for task in (self.opening, self.repairing):
+            # Not itself: opening closes the feed when it fails.
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+
+
+def _now() -> float:
+    return time.monotonic() * 1000

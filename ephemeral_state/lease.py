@@ -1,0 +1,124 @@
+"""Being alive, and noticing who is not: renews this node's lease and judges those of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from .errors import StoreUnavailable
+from .state import Peer, Roll
+from .stores.base import Store
+
+__all__ = ["BEAT", "Judge", "Lease"]
+
+logger = logging.getLogger("ephemeral_state")
+
+BEAT: Final = 0.5  # seconds between renewals; a process that is killed is noticed at the second reading after
+_LATE: Final = 3 * BEAT  # seconds without an answer after which our own view of the others is not to be trusted
+_CALM: Final = 2.0  # seconds that we then give them to renew
+_REFRESH: Final = 6 * 3600.0  # seconds; keys of a shared store expire a day after they were last written
+
+
+class Judge:
+    """Decides from consecutive readings which peers are dead. Pure; times in seconds.
+
+    A killed process stops renewing, and its operating system closes its connection to the store: both are seen
+    twice. A frozen one keeps the connection, and its lease runs out. If the store lost our own connection too, or
+    did not answer for a while, then that is no sign of anybody's death.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._calm_until = 0.0
+        self._unlinked: dict[str, str] = {}
+
+    def dead(self, roll: Roll, now: float) -> list[Peer]:
+        """Read a roll, which this node asked for at `now`."""
+        if self._last is not None and now - self._last > _LATE:
+            self._calm_until = now + _CALM
+        self._last = now
+        if not roll.linked:
+            self._unlinked.clear()
+            return []
+        unlinked = {peer.node: peer.stamp for peer in roll.peers if not peer.linked}
+        dead = [
+            peer
+            for peer in roll.peers
+            if peer.remaining_ms <= 0 or (not peer.linked and self._unlinked.get(peer.node) == peer.stamp)
+        ]
+        self._unlinked = unlinked
+        return dead if now >= self._calm_until else []
+
+
+class Lease:
+    """Runs from `start` to `stop`. Costs the store one round trip per beat, whatever is stored."""
+
+    def __init__(
+        self,
+        store: Store,
+        node: str,
+        lease_ms: int,
+        info: Callable[[], str],
+        *,
+        write_back: Callable[[], None],
+        bury: Callable[[Peer], Awaitable[None]],
+    ) -> None:
+        """`write_back` is called when the lease was not there any more, so that what is owned here may not be either,
+        and from time to time, for the store to keep it. `bury` is awaited with each peer found dead."""
+        self._store = store
+        self._node = node
+        self._lease_ms = lease_ms
+        self._info = info
+        self._write_back = write_back
+        self._bury = bury
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self, *, resign: bool) -> None:
+        """End, and give the lease back if the store answers. Without `resign` it runs out, and the other nodes clear
+        what this one could not."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._task = None
+        if resign:
+            with suppress(StoreUnavailable):  # then it runs out
+                await self._store.resign(self._node)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        judge = Judge()
+        generation: int | None = None
+        written = loop.time()
+        failing = False
+        while True:
+            started = loop.time()
+            try:
+                roll = await self._store.beat(self._node, self._lease_ms, self._info())
+                failing = False
+                if generation is not None and (generation != roll.generation or not roll.held):
+                    logger.warning("the lease was lost, writing back what this process owns")
+                    self._write_back()
+                    written = started
+                elif started - written > _REFRESH:
+                    self._write_back()
+                    written = started
+                generation = roll.generation
+                await self._bury_all(judge.dead(roll, started))
+            except StoreUnavailable:
+                pass  # whoever writes meets it too, and says so
+            except Exception:
+                if not failing:
+                    logger.exception("renewing the lease fails, retrying every %s s", BEAT)
+                failing = True
+            await asyncio.sleep(max(0.05, started + BEAT - loop.time()))
+
+    async def _bury_all(self, dead: Sequence[Peer]) -> None:
+        for peer in dead:
+            await self._bury(peer)

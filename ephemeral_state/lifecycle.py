@@ -1,0 +1,261 @@
+"""One WebSocket's comings and goings: whatever way it ends, it is noticed at once and ends once.
+
+A wrapper around `receive` and `send` of an ASGI application. It exists because servers and Channels do not
+always tell a consumer that its client is gone: a frame on its way to the client kills the consumer before the
+disconnect event is dispatched, a handler that never returns never hears of it, exceptions and cancellation
+skip it (django/channels #1466).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from .connection import Connection, drop
+from .delivery import Delivery, Direct, Dispatched, Send
+from .errors import ConnectionGone, NotAccepted, NotConfigured
+from .node import current
+from .protocol import PING, is_pong
+
+__all__ = ["Lifecycle"]
+
+logger = logging.getLogger("ephemeral_state")
+
+Message = dict[str, Any]
+
+_GOODBYES: Final = frozenset((1000, 1001))  # normal closure, going away; servers report resets as 1005 or 1006
+_GOODBYE_WAIT: Final = 1.0  # seconds
+PING_TIMED_OUT: Final = 4000
+"""The close code for a client that did not answer; it hears it only if it was there after all."""
+_PING_TIMEOUT: Final = 10.0  # seconds
+READ_AHEAD: Final = 256  # messages; beyond that the client is slowed down as it would be without us
+
+
+class Lifecycle:
+    """Belongs to one event loop and one connection; `receive` and `send` are what the consumer gets instead."""
+
+    def __init__(
+        self,
+        receive: Callable[[], Awaitable[Message]],
+        send: Send,
+        *,
+        client_id: Callable[[], str | None],
+        dispatched: bool,
+        ping_interval: float = 0,
+    ) -> None:
+        """`client_id` tells the consumer's channel name, once it has one. `dispatched`: the consumer wants to
+        handle events itself, as messages out of `receive`. `ping_interval`: seconds of silence after which the client
+        is asked whether it is there; 0: it is not asked."""
+        self.loop = asyncio.get_running_loop()
+        self._receive = receive
+        self._send = send
+        self._client_id = client_id
+        self._accepted = False
+        self._over = False
+        self._connection: Connection | None = None
+        self._dropping: asyncio.Task[None] | None = None
+        self._dispatched = Dispatched(self._wake) if dispatched else None
+        self._inbox: deque[Message] = deque()
+        self._events_turn = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._ping_interval = ping_interval
+        self._heard_at = self.loop.time()
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._pinging: asyncio.Task[None] | None = None
+        self._pump = self.loop.create_task(self._read_ahead())
+
+    def connection(self) -> Connection:
+        """The connection, made on first use. Raises `NotConfigured`."""
+        if self._connection is None:
+            client_id = self._client_id()
+            if client_id is None:
+                raise NotConfigured("the consumer has no channel name: its channel layer is not in CHANNEL_LAYERS")
+            delivery: Delivery = Direct(self._send, self._peer_gone) if self._dispatched is None else self._dispatched
+            self._connection = Connection(client_id, current(), delivery)
+            if self._over:
+                self._connection.end(abnormal=True)
+        return self._connection
+
+    def require_accepted(self) -> None:
+        """Raise `NotAccepted` if nothing can be sent to the client yet, `ConnectionGone` if never again."""
+        if not self._accepted and self._over:
+            raise ConnectionGone("the connection has ended before it was accepted")
+        if not self._accepted:
+            raise NotAccepted("accept the connection before subscribing: the snapshot could not be sent")
+
+    def end(self, *, abnormal: bool) -> asyncio.Task[None] | None:
+        """The connection is over. Clearing begins now, and is done when the task is. The first call says how it
+        ended: `abnormal` is anything but a goodbye, from either side."""
+        self._over = True
+        if self._connection is not None:
+            return self._connection.end(abnormal=abnormal)
+        client_id = self._client_id()
+        if self._dropping is None and client_id is not None:
+            # It never used its state, but a view may have set some in its name.
+            self._dropping = self.loop.create_task(drop(client_id, abnormal=abnormal))
+        return self._dropping
+
+    @property
+    def over(self) -> bool:
+        """The client has left, or was sent away."""
+        return self._over
+
+    async def finish(self, *, abnormal: bool) -> None:
+        """The consumer has ended: wait until everything is cleared. Servers cancel again and again when they are in
+        a hurry: that is kept until clearing is done."""
+        cancelled = False
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+        if self._pinging is not None:
+            self._pinging.cancel()
+        self._pump.cancel()
+        ending = self.end(abnormal=abnormal)
+        for task in (self._pump, ending):
+            while task is not None and not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError:
+                    cancelled = True
+        if not self._pump.cancelled():
+            self._pump.exception()  # the consumer has had it from `receive`, if it asked
+        if cancelled:
+            raise asyncio.CancelledError
+
+    # What the consumer receives
+
+    async def receive(self) -> Message:
+        """The client's next message, or the next of our events for a consumer that handles them itself."""
+        while True:
+            events = self._dispatched
+            if events and (self._events_turn or not self._inbox):
+                self._events_turn = False
+                return events.pop()
+            if self._inbox:
+                self._events_turn = True
+                message = self._inbox.popleft()
+                self._room.set()
+                return message
+            if self._failure is not None:
+                raise self._failure
+            if self._pump.done() and not self._pump.cancelled():
+                self._pump.result()  # what the server's receive raised
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _read_ahead(self) -> None:
+        """Read before the consumer asks, so that a departure is seen while a handler is busy, or stuck."""
+        try:
+            while True:
+                message = await self._receive()
+                self._heard_at = self.loop.time()
+                if self._ping_interval and is_pong(message.get("text") or ""):
+                    continue
+                self._inbox.append(message)
+                self._wake()
+                if message["type"] == "websocket.disconnect":
+                    self.end(abnormal=message.get("code") not in _GOODBYES)
+                    return
+                while len(self._inbox) >= READ_AHEAD:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._wake()
+
+    # What the consumer sends
+
+    async def send(self, message: Message) -> None:
+        """Pass it on. What cannot be sent because the client has left is dropped: the disconnect follows, and
+        the consumer shall live to see it."""
+        kind = message["type"]
+        try:
+            if kind == "websocket.close":
+                await self._close(message)
+            else:
+                await self._send(message)
+                if kind == "websocket.accept":
+                    self._accepted = True
+                    if self._ping_interval:
+                        self._ping_timer = self.loop.call_later(self._ping_interval, self._ping_or_give_up)
+        except OSError as error:
+            self._peer_gone(error)
+        except RuntimeError as error:
+            # daphne says it so, and after a close others do. Anything else is the app's own mistake.
+            if kind not in ("websocket.send", "websocket.close") or not (self._over or _is_departure(error)):
+                raise
+            self._peer_gone(error)
+
+    async def _close(self, message: Message) -> None:
+        self.end(abnormal=False)
+        reading = not self._pump.done()
+        if reading:
+            # granian's receive holds a lock that its close waits for.
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
+        try:
+            await self._send(message)
+        finally:
+            if reading:
+                self._pump = self.loop.create_task(self._read_ahead())
+
+    # Half-open connections: the client's host is gone, and nothing says so
+
+    def _ping_or_give_up(self) -> None:
+        if len(self._inbox) >= READ_AHEAD:
+            self._heard_at = self.loop.time()  # we do not listen, so it cannot be blamed for its silence
+        silent = self.loop.time() - self._heard_at
+        if self._over:
+            return
+        if silent >= self._ping_interval + _PING_TIMEOUT:
+            logger.info("a client did not answer for %.0f s, ending its connection", silent)
+            self._pinging = self.loop.create_task(self._give_up())
+            return
+        if silent >= self._ping_interval and (self._pinging is None or self._pinging.done()):
+            self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": PING}))
+        # To the point: whoever vanishes is ended so long after what was last heard, and not up to a period later.
+        wait = self._ping_interval - silent
+        if wait <= 0:
+            wait = min(_PING_TIMEOUT / 2, wait + _PING_TIMEOUT)
+        self._ping_timer = self.loop.call_later(wait, self._ping_or_give_up)
+
+    async def _give_up(self) -> None:
+        self.end(abnormal=True)
+        self._pump.cancel()
+        await asyncio.wait([self._pump])
+        # The consumer shall end as with any other departure, before the server may hang in closing.
+        self._inbox.append({"type": "websocket.disconnect", "code": 1006})
+        self._wake()
+        with suppress(OSError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(_PING_TIMEOUT):
+                await self._send({"type": "websocket.close", "code": PING_TIMED_OUT})
+
+    def _peer_gone(self, error: BaseException) -> None:
+        if self._over:
+            return
+        if not _is_departure(error):
+            self._failure = error  # of something between us and the server: the consumer's, as with its own sends
+            self._wake()
+            return
+        # The disconnect event follows, and tells whether the client said goodbye. If the pump is held up, by a
+        # handler that does not take its messages, this must do without it.
+        logger.debug("the client has left: %r", error)
+        self.loop.call_later(_GOODBYE_WAIT, lambda: self.end(abnormal=True))
+
+
+def _is_departure(error: BaseException) -> bool:
+    """Whether a server says so that the client is not there any more."""
+    if isinstance(error, OSError | asyncio.CancelledError):
+        return True
+    return type(error).__name__ == "Disconnected" and type(error).__module__.startswith("autobahn")

@@ -1,0 +1,88 @@
+"""`list` and `clear`: what is live, and ending it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from ..api import abrowse
+from ..errors import StoreUnavailable
+from ..node import current
+from ..state import Clear, Entry, Topic
+from ..stores import get_store
+from .terminal import columns, json_line, preview, shown, time_left
+
+__all__ = ["clear", "find", "show"]
+
+_PAGE: Final = 200
+_HEAD: Final = ("NAMESPACE", "TOPIC", "KEY", "OWNER", "NODE", "TIME LEFT", "PAYLOAD")
+
+
+async def show(
+    write: Callable[[str], None], *, namespace: str | None, topic: str | None, search: str, limit: int, as_json: bool
+) -> bool:
+    """Write the live entries, in pages as they are read. True if there are more than `limit`."""
+    cursor, left, headed = "", limit, False
+    while left:
+        page = await abrowse(cursor=cursor, limit=min(left, _PAGE), namespace=namespace, topic=topic, search=search)
+        owners = {entry.client_id for entry in page.entries}
+        nodes = await get_store().homes(sorted(owners)) if owners else {}
+        if as_json:
+            for entry in page.entries:
+                write(json_line(_as_dict(entry, nodes.get(entry.client_id))))
+        elif page.entries:
+            lines = list(columns(_HEAD, [_row(entry, nodes.get(entry.client_id, "")) for entry in page.entries]))
+            for line in lines[headed:]:
+                write(line)
+            headed = True
+        left -= len(page.entries)
+        cursor = page.cursor
+        if not cursor:
+            if not headed and not as_json:
+                write("Nothing is live.")
+            return False
+    more = await abrowse(cursor=cursor, limit=1, namespace=namespace, topic=topic, search=search)
+    return bool(more.entries or more.cursor)
+
+
+async def find(topic: Topic, key: str | None) -> Sequence[Entry]:
+    """The live entries of the topic, or the one with that key."""
+    entries = (await get_store().snapshot(topic.require())).entries
+    return [entry for entry in entries if key in (None, entry.key)]
+
+
+async def clear(entries: Sequence[Entry]) -> int:
+    """Clear them for the owners that were seen, and say how many were still theirs: what a successor has set
+    meanwhile stays. Raises `StoreUnavailable`, saying how far it came."""
+    node = current()
+    writes = (node.write(Clear(entry.client_id, entry.topic, entry.key)) for entry in entries)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    cleared = 0
+    for outcome in outcomes:
+        if not isinstance(outcome, BaseException):
+            cleared += len(outcome.changes)
+    for outcome in outcomes:
+        if isinstance(outcome, StoreUnavailable):
+            raise StoreUnavailable(f"cleared {cleared} of {len(entries)}, then: {outcome}") from outcome
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return cleared
+
+
+def _row(entry: Entry, node: str) -> Sequence[str]:
+    names = (entry.topic.namespace, entry.topic.name, entry.key, entry.client_id, node)
+    return (*map(shown, names), time_left(entry.expires_in_ms), preview(entry.payload))
+
+
+def _as_dict(entry: Entry, node: str | None) -> dict[str, object]:
+    return {
+        "namespace": entry.topic.namespace,
+        "topic": entry.topic.name,
+        "key": entry.key,
+        "client_id": entry.client_id,
+        "node": node,
+        "expires_in_ms": entry.expires_in_ms,
+        "payload": base64.b64encode(entry.payload).decode(),
+    }

@@ -1,0 +1,49 @@
+"""Text that is safe to print: whatever is in a name or a payload, it cannot move the cursor or turn the text around."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+__all__ = ["columns", "json_line", "preview", "shown", "time_left"]
+
+_NAME_LENGTH: Final = 60
+_PAYLOAD_LENGTH: Final = 80
+
+
+def shown(text: str, length: int = _NAME_LENGTH) -> str:
+    """At most `length` characters, with those that are invisible or turn the text around as escapes; `-` for none."""
+    cut = text[:length] + ("…" if len(text) > length else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) or "-"
+
+
+def preview(payload: bytes) -> str:
+    """The beginning of the payload, for JSON is text too; as hex if it is no text."""
+    try:
+        return shown(payload.decode(), _PAYLOAD_LENGTH)
+    except UnicodeDecodeError:
+        length = _PAYLOAD_LENGTH // 3
+        return f"hex {payload[:length].hex(' ')}{'…' if len(payload) > length else ''}"
+
+
+def time_left(ms: float | None) -> str:
+    """Of a lifetime, or of anything else that ends."""
+    if ms is None:
+        return "until disconnect"
+    minutes, rest = divmod(int(ms), 60_000)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest // 1000} s" if minutes else f"{rest // 100 / 10} s"
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
+    """The lines of a table, each column as wide as its longest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def json_line(value: Any) -> str:
+    """On one line, in ASCII: a terminal shows it as it is, and a program reads it line by line."""
+    return json.dumps(value).replace("\x7f", "\\u007f")

@@ -1,0 +1,442 @@
+"""This process's seat in the cluster: batches writes, publishes what they changed, sweeps on time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeVar
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+from .belongings import Belongings
+from .broadcast import find_layer, publish
+from .conf import Settings, get_settings
+from .errors import EphemeralStateError, StoreUnavailable
+from .hub import Hub
+from .lease import Lease
+from .protocol import Event
+from .shutdown import before_reactor_stops
+from .state import Change, Clear, Drop, Outcome, Peer, Set, Topic, Write
+from .stores import Store, get_store
+
+__all__ = ["Member", "Node", "current", "drain", "idle", "serving_loop", "wait_in"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("ephemeral_state")
+
+_MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
+_SWEEP_SPACING: Final = 0.1  # seconds; many deadlines close together cost one sweep
+_JITTER: Final = 0.3  # seconds
+_ANSWER_TIMEOUT: Final = 30.0  # seconds; far beyond every bound below, so it only ends what would never end
+_RETRY: Final = 0.5  # seconds between attempts to finish what a failing store owes
+
+_nodes: WeakKeyDictionary[asyncio.AbstractEventLoop, Node] = WeakKeyDictionary()
+_nodes_lock = threading.Lock()
+
+
+def current() -> Node:
+    """The running event loop's node. Raises `NotConfigured`."""
+    loop = asyncio.get_running_loop()
+    node = _nodes.get(loop)
+    if node is None or (node.idle and node.settings is not get_settings()):
+        node = Node(get_settings(), get_store())
+        with _nodes_lock:
+            _nodes[loop] = node
+    return node
+
+
+def _after_fork() -> None:
+    # The child has copies of its parent's loops, which nobody runs, and maybe of a lock that nobody will release.
+    global _nodes_lock
+    _nodes.clear()
+    _nodes_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def idle() -> bool:
+    """Whether nothing is under way in the running event loop. Never raises: a loop that only reads needs no node."""
+    node = _nodes.get(asyncio.get_running_loop())
+    return node is None or node.idle
+
+
+def serving_loop() -> asyncio.AbstractEventLoop | None:
+    """An event loop of this process that has connections, for callers who have no loop of their own."""
+    with _nodes_lock:
+        nodes = list(_nodes.items())
+    for loop, node in nodes:
+        if not node.idle and loop.is_running():
+            return loop
+    return None
+
+
+async def drain() -> None:
+    """The process is about to end: clear what the connections of this loop own, within `SHUTDOWN_TIMEOUT`."""
+    node = _nodes.get(asyncio.get_running_loop())
+    if node is not None:
+        await node.drain()
+
+
+class Member(Protocol):
+    """What a node needs of a connection."""
+
+    def end(self, *, abnormal: bool) -> asyncio.Task[None]:
+        """Begin to clear what it owns."""
+
+
+class Node:
+    """Belongs to one event loop; its hub and its timer run while a connection is there.
+
+    While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
+    next one. So a lone writer never waits for company, and many writers share one round trip.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.settings = settings
+        self.store = store
+        self.layer = find_layer(settings.channel_layer)
+        self.id = uuid4().hex[:16]
+        self._belongings = Belongings() if store.shared else None
+        self.hub = self._new_hub()
+        self._lease: Lease | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._restores: asyncio.Future[list[asyncio.Future[Outcome]]] | None = None
+        self._started = time.time()
+        self._members: dict[Member, None] = {}
+        self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._longest_grace = 0.0  # seconds, of all that were granted here
+        self._graces_end = 0.0  # loop time
+        self._owed: dict[Write, None] = {}
+        self._paying: asyncio.Task[None] | None = None
+        self._store_trouble = _Trouble("the store")
+        self._layer_trouble = _Trouble("publishing")
+
+    @property
+    def idle(self) -> bool:
+        """No connection, and nothing on its way."""
+        return not self._members and self._flushing is None and self._paying is None
+
+    def join(self, member: Member) -> None:
+        """A connection is here."""
+        self._members[member] = None
+        if len(self._members) == 1:
+            before_reactor_stops(drain)
+            self._sweep_in(0)
+            if self.store.shared:
+                self._lease = self._new_lease()
+                self._lease.start()
+
+    async def drain(self) -> None:
+        """End all connections at once, as far as they own anything: their sockets are the server's to close."""
+        ending = [member.end(abnormal=True) for member in list(self._members)]
+        if ending:
+            await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
+
+    async def leave(self, member: Member) -> None:
+        """A connection is gone; with the last one, everything of this node ends."""
+        del self._members[member]
+        if self._members:
+            return
+        hub, self.hub = self.hub, self._new_hub()
+        lease, self._lease = self._lease, None
+        if self._sweep_timer is not None and self._sweep_timer.when() > self._graces_end:
+            self._sweep_timer.cancel()
+            self._sweep_timer = None
+        if self._sweeping is not None:
+            await self._sweeping
+        await hub.stop()
+        if lease is not None:
+            # Not if somebody has joined meanwhile: the new lease has the same name.
+            await lease.stop(resign=not self._owed and self._lease is None)
+        if self._restoring is not None and not self._members:
+            self._restoring.cancel()
+            await asyncio.wait([self._restoring])
+        if self.idle:
+            await self.store.close()
+
+    async def write(self, write: Write) -> Outcome:
+        """Store and publish one write, in order with all others of this loop. On return it is stored, and its
+        changes are on their way. Raises the error that refused it, or `StoreUnavailable`.
+
+        A caller that is cancelled gives up the answer, not the write.
+        """
+        outcome = await self._enqueue(write)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome
+
+    async def finish(self, write: Clear | Drop) -> None:
+        """Like `write`, but what the store cannot do now is done when it can, unless a later set by the same
+        client overtakes it. Raises only what is wrong with the write itself."""
+        try:
+            await self.write(write)
+        except StoreUnavailable:
+            self._owed[write] = None
+            if self._belongings is not None:  # not to be written back to a store that comes back empty
+                self._belongings.wrote(write, (), 0)
+            if self._paying is None:
+                self._paying = asyncio.get_running_loop().create_task(self._pay())
+
+    async def _pay(self) -> None:
+        try:
+            while self._owed:
+                await asyncio.sleep(_RETRY)
+                for write in list(self._owed):
+                    with suppress(StoreUnavailable):
+                        if write in self._owed:
+                            await self.write(write)
+                            self._owed.pop(write, None)
+        finally:
+            self._paying = None
+        if self.idle:
+            await self.store.close()
+
+    def _enqueue(self, write: Write) -> asyncio.Future[Outcome]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Outcome] = loop.create_future()
+        if self._owed and isinstance(write, Set):
+            self._owed.pop(Clear(write.client, write.topic, write.key), None)
+        self._queue.append((write, done))
+        self._flush_soon()
+        return done
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> None:
+        try:
+            while self._queue or (self._restores is not None and not self._restores.done()):
+                self._add_restores()
+                batch = self._queue[:_MAX_BATCH]
+                del self._queue[:_MAX_BATCH]
+                try:
+                    outcomes = await self._apply([write for write, _ in batch])
+                except EphemeralStateError as error:
+                    # Those too that queued meanwhile: they have waited as long, and another attempt as long again.
+                    batch += self._queue
+                    self._queue.clear()
+                    outcomes = [Outcome((), _again(error)) for _ in batch]
+                await self._publish([change for outcome in outcomes for change in outcome.changes])
+                for (_, done), outcome in zip(batch, outcomes, strict=True):
+                    if not done.done():
+                        done.set_result(outcome)
+        finally:
+            self._flushing = None
+
+    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Raises an `EphemeralStateError` if none of them was carried out."""
+        try:
+            outcomes = await self.store.apply(writes)
+        except EphemeralStateError as error:
+            self._store_trouble.met(error)
+            raise
+        except Exception as error:
+            logger.exception("the store failed in a way it should not")
+            raise StoreUnavailable("the store failed") from error
+        self._store_trouble.over()
+        if self._belongings is not None:
+            now = time.monotonic() * 1000
+            for write, outcome in zip(writes, outcomes, strict=True):
+                if outcome.error is None:
+                    self._belongings.wrote(write, outcome.changes, now)
+        lifetimes = [c.expires_in_ms for o in outcomes for c in o.changes if c.reason is None and c.expires_in_ms]
+        if lifetimes:
+            self._sweep_in(min(lifetimes) / 1000)
+        grace_ms = max((write.grace_ms for write in writes if isinstance(write, Set)), default=0)
+        self._longest_grace = max(self._longest_grace, self.store.limits.grace_ms(grace_ms) / 1000)
+        if self._longest_grace and any(isinstance(write, Drop) and write.abnormal for write in writes):
+            # The sweep tells when the next grace ends. If nobody stays here, subscribers elsewhere still wait for it.
+            self._graces_end = asyncio.get_running_loop().time() + self._longest_grace + _SWEEP_SPACING
+            self._sweep_in(_SWEEP_SPACING)
+        return outcomes
+
+    async def _publish(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        failures = await publish(self.layer, changes)
+        if failures:
+            self._layer_trouble.met(failures[0])
+        else:
+            self._layer_trouble.over()
+
+    # Staying alive
+
+    def _new_hub(self) -> Hub:
+        return Hub(
+            self.store,
+            self.layer,
+            self.settings.beacon_interval,
+            heard=self._heard,
+            went_back=self._restore_soon,
+        )
+
+    def _heard(self, topic: Topic, events: Sequence[Event]) -> None:
+        if self._belongings is None:
+            return
+        self._belongings.heard(topic, events)
+        # Whoever set it may have no connections, and then nobody else would come in time.
+        lifetimes = [event.expires_in_ms for event in events if event.reason is None and event.expires_in_ms]
+        if lifetimes:
+            self._sweep_in(min(lifetimes) / 1000)
+
+    def _new_lease(self) -> Lease:
+        lease_ms = round(self.settings.lease * 1000)
+        return Lease(self.store, self.id, lease_ms, self._info, write_back=self._restore_soon, bury=self._bury)
+
+    def _info(self) -> str:
+        return json.dumps(
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": round(self._started, 3),
+                "connections": len(self._members),
+                "entries": len(self._belongings or ()),
+            }
+        )
+
+    async def _bury(self, peer: Peer) -> None:
+        changes = await self.store.bury(peer)
+        if changes:
+            logger.warning("node %s is dead, cleared %s of its entries", peer.node, len(changes))
+        await self._publish(changes)
+        self._sweep_in(0)  # what has a grace has a deadline now
+
+    def _restore_soon(self) -> None:
+        if self._restoring is None and self._belongings:
+            self._restoring = asyncio.get_running_loop().create_task(self._restore())
+
+    async def _restore(self) -> None:
+        """Write back what our connections own. Spread a little: all other nodes do the same now."""
+        assert self._belongings is not None
+        try:
+            await asyncio.sleep(random.random() * _JITTER)
+            failed = True
+            while failed:
+                self._restores = asyncio.get_running_loop().create_future()
+                self._flush_soon()
+                outcomes = await asyncio.gather(*await self._restores)
+                failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
+                if failed:
+                    await asyncio.sleep(_RETRY)
+        finally:
+            self._restores = None
+            self._restoring = None
+
+    def _add_restores(self) -> None:
+        """Queue what is to be written back while no batch is under way: then `_belongings` knows of every drop and
+        clear that was carried out, and whoever leaves from now on is dropped after it is written back."""
+        if self._restores is not None and not self._restores.done() and self._belongings is not None:
+            loop = asyncio.get_running_loop()
+            futures: list[asyncio.Future[Outcome]] = []
+            ahead: list[tuple[Write, asyncio.Future[Outcome]]] = []
+            for restore in self._belongings.restores(time.monotonic() * 1000):
+                futures.append(loop.create_future())
+                ahead.append((restore, futures[-1]))
+            self._queue[:0] = ahead
+            self._restores.set_result(futures)
+
+    # Expiry
+
+    def _sweep_in(self, seconds: float) -> None:
+        """Sweep then, or earlier if an earlier sweep is due already."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if not self._members and due > self._graces_end:
+            return
+        if self._sweep_timer is not None:
+            if self._sweep_timer.when() <= due:
+                return
+            self._sweep_timer.cancel()
+        self._sweep_timer = loop.call_at(due, self._start_sweep)
+
+    def _start_sweep(self) -> None:
+        self._sweep_timer = None
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        else:  # it may have looked before what is due now was stored
+            self._sweep_in(_SWEEP_SPACING)
+
+    async def _sweep(self) -> None:
+        next_in = self.settings.sweep_interval
+        try:
+            sweep = await self.store.sweep()
+            await self._publish(sweep.changes)
+            if sweep.next_in_ms is not None:
+                next_in = min(next_in, sweep.next_in_ms / 1000)
+                if sweep.changes:
+                    next_in = max(next_in, _SWEEP_SPACING if sweep.next_in_ms else 0)
+        except StoreUnavailable as error:
+            self._store_trouble.met(error)
+        except Exception:
+            logger.exception("sweeping failed, trying again in %s s", next_in)
+        finally:
+            self._sweeping = None
+            self._sweep_in(next_in)
+        if self._sweep_timer is None and self.idle:
+            await self.store.close()
+
+
+def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in another thread's loop and wait for it.
+
+    Raises `RuntimeError` where waiting would block an event loop, `StoreUnavailable` after 30 s without an answer.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        raise RuntimeError("this would block the event loop: use the async form from async code")
+
+    async def run() -> T:
+        # Called in there: what `start` looks up before its first await may need the running loop.
+        return await start()
+
+    future = asyncio.run_coroutine_threadsafe(run(), loop)
+    try:
+        return future.result(_ANSWER_TIMEOUT)
+    except TimeoutError:
+        if future.done():
+            raise
+        future.cancel()
+        raise StoreUnavailable(f"no answer within {_ANSWER_TIMEOUT} s") from None
+
+
+def _again(error: EphemeralStateError) -> EphemeralStateError:
+    """An error of its own for each caller: they raise it, each with its own traceback."""
+    mine = type(error)(*error.args)
+    mine.__cause__ = error.__cause__
+    return mine
+
+
+class _Trouble:
+    """Says it once when trouble begins and once when it is over, however often it is met."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._now = False
+
+    def met(self, error: Exception) -> None:
+        if not self._now:
+            logger.warning("%s fails: %r", self._what, error)
+        self._now = True
+
+    def over(self) -> None:
+        if self._now:
+            logger.warning("%s works again", self._what)
+        self._now = False

@@ -1,0 +1,52 @@
+"""What one slow subscriber of one topic still has to hear: the newest event per key. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .protocol import Event
+
+__all__ = ["Outbox"]
+
+
+class Outbox:
+    """Bounded by the keys the subscriber knew when it fell behind plus those that are live now.
+
+    Events leave in the order in which their keys first had something new, each as its newest value. A key
+    that came and went meanwhile is never mentioned; a clear of a key that the subscriber knows never is lost.
+    """
+
+    __slots__ = ("_events",)
+
+    def __init__(self) -> None:
+        self._events: dict[str, Event] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def add(self, events: Iterable[Event]) -> None:
+        pending = self._events
+        for event in events:
+            waiting = pending.get(event.key)
+            if waiting is None:
+                pending[event.key] = event
+            elif event.reason is not None and waiting.fresh:
+                del pending[event.key]
+            elif event.fresh != waiting.fresh:
+                # Whether the subscriber knows the key was settled by the first event that waited.
+                pending[event.key] = event._replace(fresh=waiting.fresh)
+            else:
+                pending[event.key] = event
+
+    def pop(self) -> Event:
+        """The next event to tell. Raises `KeyError` when there is none."""
+        for key in self._events:
+            return self._events.pop(key)
+        raise KeyError("outbox is empty")
+
+    def clear(self) -> None:
+        """A snapshot is about to say it all."""
+        self._events.clear()

@@ -1,0 +1,376 @@
+"""The wire, both ways: frames out, commands in, and the group message between processes. Pure.
+
+A frame is compact JSON text whose first field `_orama` says what it is. `docs/protocol.md` is this module
+for people; the two must agree.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from .errors import EphemeralStateError, InvalidFrame, InvalidPayload, InvalidTTL, NameInvalid
+from .state import Change, Entry, Reason, Revision, Topic, UntilDisconnect
+
+__all__ = [
+    "GROUP_MESSAGE_TYPE",
+    "PING",
+    "Batch",
+    "Command",
+    "Event",
+    "Ref",
+    "decode_batch",
+    "decode_command",
+    "encode_batches",
+    "encode_change",
+    "encode_entry",
+    "encode_error",
+    "encode_grace",
+    "encode_ok",
+    "encode_payload",
+    "encode_set",
+    "encode_snapshot",
+    "encode_ttl",
+    "is_pong",
+]
+
+GROUP_MESSAGE_TYPE: Final = "ephemeral.events"
+"""Never to be changed: a consumer without a handler for a new type is killed by the message."""
+
+_BATCH_VERSION: Final = 1
+_MAX_BATCH_CHARACTERS: Final = 256 * 1024
+_REASONS: Final = frozenset(("explicit", "disconnect", "expired"))
+
+Ref = str | int | None
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_quote = json.encoder.encode_basestring
+
+
+# Frames out
+
+
+def encode_change(change: Change) -> str:
+    """`ephemeral.set` or `ephemeral.clear`. These two never grow a field: old clients depend on it."""
+    if change.reason is None:
+        return encode_set(change.topic.name, change.key, change.client_id, change.payload)
+    return encode_clear(change.topic.name, change.key, change.client_id, change.reason)
+
+
+# Written out: these two are made once per change, and a JSON encoder would take four times as long.
+
+
+def encode_set(topic: str, key: str, client_id: str, payload: bytes) -> str:
+    frame = f'{{"_orama":"ephemeral.set","topic":{_quote(topic)},"key":{_quote(key)},"client_id":{_quote(client_id)}'
+    return f'{frame},"payload":"{base64.b64encode(payload).decode()}"}}' if payload else frame + "}"
+
+
+def encode_clear(topic: str, key: str, client_id: str, reason: Reason) -> str:
+    names = f'"topic":{_quote(topic)},"key":{_quote(key)},"client_id":{_quote(client_id)}'
+    return f'{{"_orama":"ephemeral.clear",{names},"reason":"{reason}"}}'
+
+
+def encode_entry(entry: Entry) -> dict[str, Any]:
+    """One element of a snapshot's `entries`."""
+    fields: dict[str, Any] = {"key": entry.key, "client_id": entry.client_id}
+    if entry.payload:
+        fields["payload"] = base64.b64encode(entry.payload).decode()
+    fields["expires_in_ms"] = entry.expires_in_ms
+    return fields
+
+
+def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> str:
+    frame = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": [encode_entry(e) for e in entries]}
+    return _dumps(_with_ref(frame, ref))
+
+
+def encode_ok(ref: Ref = None) -> str:
+    return _dumps(_with_ref({"_orama": "ephemeral.ok"}, ref))
+
+
+def encode_error(error: EphemeralStateError, ref: Ref = None) -> str:
+    # An error may quote what a client sent; whatever that was, the answer must be sendable.
+    message = str(error).encode(errors="replace").decode()
+    return _dumps(_with_ref({"_orama": "ephemeral.error", "code": error.code, "message": message}, ref))
+
+
+PING: Final = _dumps({"_orama": "ephemeral.ping"})
+_PONG: Final = "ephemeral.pong"
+
+
+def is_pong(text: str) -> bool:
+    """Whether a client's frame is but the answer to a `PING`."""
+    if len(text) > 64 or _PONG not in text:
+        return False
+    try:
+        return bool(json.loads(text) == {"_orama": _PONG})
+    except ValueError:
+        return False
+
+
+def _with_ref(frame: dict[str, Any], ref: Ref) -> dict[str, Any]:
+    return frame if ref is None else frame | {"ref": ref}
+
+
+# Values in: what a caller in Python may hand over
+
+
+def encode_payload(value: object) -> bytes:
+    """Bytes as they are; text as UTF-8; anything else as compact JSON, once. Raises `InvalidPayload`."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    try:
+        return (value if isinstance(value, str) else _dumps(value)).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidPayload(f"payload of type {type(value).__name__} is not JSON-able: {error}") from None
+
+
+def encode_ttl(ttl: float | UntilDisconnect | None) -> int | None:
+    """Seconds to the ms of `Set.ttl_ms`. `None` asks for the default. Raises `InvalidTTL`."""
+    if ttl is None:
+        return 0
+    if isinstance(ttl, UntilDisconnect):
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise InvalidTTL(f"ttl must be a number of seconds or UNTIL_DISCONNECT, not {type(ttl).__name__}")
+    if not abs(ttl) < _MAX_SECONDS:  # also true of NaN
+        raise InvalidTTL(f"ttl of {ttl!r:.40} s is not a finite number of seconds below {_MAX_SECONDS}")
+    # Rounding must not turn a very short life into 0, which asks for the default.
+    return max(1, round(ttl * 1000)) if ttl > 0 else 0
+
+
+def encode_grace(grace: float | None) -> int:
+    """Seconds to the ms of `Set.grace_ms`. `None` and 0 ask for none. Raises `InvalidTTL`."""
+    if grace is None:
+        return 0
+    if isinstance(grace, bool) or not isinstance(grace, int | float):
+        raise InvalidTTL(f"grace must be a number of seconds, not {type(grace).__name__}")
+    if not 0 <= grace < _MAX_SECONDS:  # also true of NaN
+        raise InvalidTTL(f"grace of {grace!r:.40} s is not a number of seconds from 0 to {_MAX_SECONDS}")
+    return round(grace * 1000)
+
+
+_MAX_SECONDS: Final = 10**9
+
+
+# Commands in
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a client asks for. `verb` is one of subscribe, unsubscribe, set, clear, list."""
+
+    verb: str
+    topic: str
+    key: str = ""
+    payload: bytes = b""
+    ttl_ms: int | None = 0
+    grace_ms: int = 0
+    ref: Ref = None
+
+
+_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "subscribe": frozenset(("topic",)),
+    "unsubscribe": frozenset(("topic",)),
+    "list": frozenset(("topic",)),
+    "clear": frozenset(("topic", "key")),
+    "set": frozenset(("topic", "key", "payload", "ttl_ms", "grace_ms")),
+}
+_PREFIX: Final = "ephemeral."
+_MAX_REF: Final = 128
+
+
+def decode_command(text: str, *, max_frame_bytes: int, max_name_bytes: int) -> Command:
+    """Read one frame of a client. Raises an error that carries the frame's `ref`, when it could be read."""
+    size = len(text.encode(errors="surrogatepass"))
+    if size > max_frame_bytes:
+        raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes}")
+    try:
+        frame = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise InvalidFrame("frame is not JSON") from None
+    if not isinstance(frame, dict):
+        raise InvalidFrame(f"frame is a JSON {_json_type(frame)}, not an object")
+    ref = _ref(frame.pop("ref", None))
+    try:
+        return _command(frame, ref, max_name_bytes)
+    except EphemeralStateError as error:
+        error.ref = ref
+        raise
+
+
+def _command(frame: dict[str, Any], ref: Ref, max_name_bytes: int) -> Command:
+    kind = frame.pop("_orama", None)
+    if kind is None:
+        raise InvalidFrame("frame has no _orama field")
+    verb = kind[len(_PREFIX) :] if isinstance(kind, str) and kind.startswith(_PREFIX) else ""
+    allowed = _FIELDS.get(verb)
+    if allowed is None:
+        raise InvalidFrame(f"_orama {_quoted(kind)} is none of: {', '.join(_PREFIX + v for v in _FIELDS)}")
+    for name in frame:
+        if name not in allowed:
+            raise InvalidFrame(f"{kind} has no field {_quoted(name)}; it has {', '.join(sorted(allowed))}")
+    return Command(
+        verb,
+        topic=_name(frame, "topic", max_name_bytes),
+        key=_name(frame, "key", max_name_bytes) if "key" in allowed else "",
+        payload=_payload(frame.get("payload", "")),
+        ttl_ms=_ttl_ms(frame.get("ttl_ms", 0)),
+        grace_ms=_grace_ms(frame.get("grace_ms", 0)),
+        ref=ref,
+    )
+
+
+def _name(frame: Mapping[str, Any], field: str, max_name_bytes: int) -> str:
+    name = frame.get(field)
+    if name is None:
+        raise InvalidFrame(f"frame has no {field}")
+    if not isinstance(name, str):
+        raise InvalidFrame(f"{field} is a JSON {_json_type(name)}, not a string")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise NameInvalid(f"{field} has a lone surrogate at position {error.start}") from None
+    if size > max_name_bytes:
+        raise NameInvalid(f"{field} of {size} bytes exceeds the limit of {max_name_bytes}")
+    return name
+
+
+def _payload(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidPayload(f"payload is a JSON {_json_type(value)}, not a base64 string")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidPayload("payload is not standard padded base64") from None
+
+
+def _ttl_ms(value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTTL(f"ttl_ms is a JSON {_json_type(value)}, not a number or null")
+    # A float, as JavaScript has it: one that is too large for that is infinite.
+    return encode_ttl(_float(value) / 1000)
+
+
+def _grace_ms(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTTL(f"grace_ms is a JSON {_json_type(value)}, not a number")
+    return encode_grace(_float(value) / 1000)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _ref(value: object) -> Ref:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53):
+        return value
+    if isinstance(value, str) and len(value) <= _MAX_REF and value.isprintable():
+        return value
+    raise InvalidFrame(
+        f"ref must be null, a whole number below 2**53 or printable text of at most {_MAX_REF} characters"
+    )
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _json_type(value: object) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return names.get(type(value), "null")
+
+
+def _quoted(value: object) -> str:
+    # Python's own words for what is no text: a number that JSON reads as infinite cannot be written as JSON.
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# Between processes
+
+
+class Event(NamedTuple):
+    """A change on its way to subscribers: the frame's text, encoded once, and what a replica needs of it."""
+
+    key: str
+    client_id: str
+    payload: bytes
+    reason: Reason | None
+    expires_in_ms: int | None
+    text: str
+    revision: Revision
+    """The change's own, or that of the snapshot that revealed it."""
+    fresh: bool = False
+    """The key was not there before: whoever has not heard of this event does not know the key at all."""
+
+
+class Batch(NamedTuple):
+    """Consecutive events of one topic; `first.revision` is the revision of the first of them."""
+
+    topic: Topic
+    first: Revision
+    events: Sequence[Event]
+
+
+def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """Group messages for consecutive changes of one topic, each of a size any channel layer carries.
+
+    Only text and numbers, since that is what every layer's serializer keeps as it is.
+    """
+    messages: list[dict[str, Any]] = []
+    size = _MAX_BATCH_CHARACTERS
+    for change in changes:
+        text = encode_change(change)
+        if size + len(text) > _MAX_BATCH_CHARACTERS:
+            size = 0
+            messages.append(
+                {
+                    "type": GROUP_MESSAGE_TYPE,
+                    "version": _BATCH_VERSION,
+                    "namespace": change.topic.namespace,
+                    "topic": change.topic.name,
+                    "epoch": change.epoch,
+                    "revision": change.revision,
+                    "frames": [],
+                    "expires_in_ms": [],
+                }
+            )
+        size += len(text)
+        messages[-1]["frames"].append(text)
+        messages[-1]["expires_in_ms"].append(-1 if change.expires_in_ms is None else change.expires_in_ms)
+    return messages
+
+
+def decode_batch(message: Mapping[str, Any]) -> Batch:
+    """Raises `InvalidFrame` for what a newer version, or somebody else, put into the group."""
+    try:
+        if message["version"] != _BATCH_VERSION:
+            raise InvalidFrame(f"group message of version {message['version']!r}")
+        epoch, first = int(message["epoch"]), int(message["revision"])
+        frames = zip(message["frames"], message["expires_in_ms"], strict=True)
+        events = [_event(text, ms, Revision(epoch, at)) for at, (text, ms) in enumerate(frames, first)]
+        topic = Topic(str(message["namespace"]), str(message["topic"]))
+        return Batch(topic, Revision(epoch, first), events)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidFrame(f"group message cannot be read: {error}") from error
+
+
+def _event(text: str, expires_in_ms: int, revision: Revision) -> Event:
+    frame = json.loads(text)
+    reason = frame.get("reason")
+    if reason is not None and reason not in _REASONS:
+        raise InvalidFrame(f"clear with reason {reason!r}")
+    payload = base64.b64decode(frame.get("payload", ""))
+    left = expires_in_ms if expires_in_ms >= 0 else None
+    return Event(frame["key"], frame["client_id"], payload, reason, left, text, revision)

@@ -1,0 +1,141 @@
+"""One topic as this process sees it: applies what is next, holds what is early, knows what it missed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .protocol import Batch, Event, encode_clear, encode_set
+from .state import Entry, Reason, Revision, Snapshot, Topic
+
+__all__ = ["Replica"]
+
+_NOTHING = Revision(0, 0)
+
+
+class Replica:
+    """A copy of a topic that follows batches by revision. Every method that takes one gets `now`, in ms.
+
+    It starts empty and waits for its first snapshot: until `reset`, every batch is early.
+    """
+
+    __slots__ = ("_early", "_held", "_ready", "revision", "topic")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.revision = _NOTHING
+        self._ready = False
+        self._held: dict[str, _Held] = {}
+        self._early: dict[Revision, Batch] = {}
+
+    @property
+    def behind(self) -> bool:
+        """Something came that cannot be applied before what is missing: a snapshot will tell."""
+        return bool(self._early)
+
+    def agrees(self, revision: Revision) -> bool:
+        """Whether the store, saying `revision`, holds what is held here."""
+        return self._ready and (revision == self.revision or (revision == _NOTHING and not self._held))
+
+    def apply(self, batch: Batch, now: float) -> list[Event]:
+        """Take in a batch, in whatever order batches come; return what subscribers are to hear, in order."""
+        heard = self._apply(batch, now)
+        return heard + self._apply_early(now) if self._early else heard
+
+    def asking(self) -> Revision:
+        """Call it before asking the store for a snapshot: what came early until now will be part of that."""
+        self._early.clear()
+        return self.revision
+
+    def reset(self, snapshot: Snapshot, asked_at: Revision, now: float) -> list[Event]:
+        """Become the snapshot; return the difference. Where this replica has come further since `asking`,
+        the snapshot may be the older of the two and is not used. Ask again while `behind`."""
+        if asked_at != self.revision:
+            return []
+        heard = self._difference(snapshot, now)
+        self._ready = True
+        if snapshot.revision == _NOTHING:
+            # Keep the revision: what was sent in that epoch and comes yet is old. And nothing here tells
+            # whether what is early came before this nothing or after it, so that has to wait.
+            return heard
+        self.revision = snapshot.revision
+        return heard + self._apply_early(now)
+
+    def entries(self, now: float) -> list[Entry]:
+        """What a new subscriber is to see: live entries, sorted by key."""
+        return [
+            held.entry(self.topic, key, now)
+            for key, held in sorted(self._held.items())
+            if held.deadline is None or now < held.deadline
+        ]
+
+    def _apply(self, batch: Batch, now: float) -> list[Event]:
+        epoch, first = batch.first
+        if self._ready and epoch < self.revision.epoch:
+            return []
+        known = self.revision.revision
+        if epoch > self.revision.epoch and not self._held:
+            # A topic that was empty and forgotten starts anew. As nothing is held, nothing can be stale.
+            known = 0
+        elif epoch > self.revision.epoch:
+            known = -1
+        if not self._ready or first > known + 1:
+            self._early[batch.first] = batch
+            return []
+        self.revision = Revision(epoch, known)
+        return self._advance(batch.events[known + 1 - first :], now)
+
+    def _apply_early(self, now: float) -> list[Event]:
+        early, self._early = self._early, {}
+        heard: list[Event] = []
+        for first in sorted(early):
+            heard += self._apply(early[first], now)
+        return heard
+
+    def _advance(self, events: Sequence[Event], now: float) -> list[Event]:
+        heard = []
+        for event in events:
+            if event.reason is None:
+                if event.key not in self._held:
+                    event = event._replace(fresh=True)
+                deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
+                self._held[event.key] = _Held(event.client_id, event.payload, deadline)
+            elif self._held.pop(event.key, None) is None:
+                continue  # it had expired before anybody here could hear of it
+            heard.append(event)
+        self.revision = Revision(self.revision.epoch, self.revision.revision + len(events))
+        return heard
+
+    def _difference(self, snapshot: Snapshot, now: float) -> list[Event]:
+        there = {entry.key: entry for entry in snapshot.entries}
+        heard = []
+        for key in [key for key in self._held if key not in there]:
+            held = self._held.pop(key)
+            # Nobody is left to say why it went; a passed deadline explains it, or else its owner left.
+            expired = held.deadline is not None and held.deadline <= now
+            reason: Reason = "expired" if expired else "disconnect"
+            text = encode_clear(self.topic.name, key, held.client_id, reason)
+            heard.append(Event(key, held.client_id, b"", reason, 0, text, snapshot.revision))
+        for key, entry in there.items():
+            before = self._held.get(key)
+            deadline = None if entry.expires_in_ms is None else now + entry.expires_in_ms
+            self._held[key] = _Held(entry.client_id, entry.payload, deadline)
+            if before is None or (before.client_id, before.payload) != (entry.client_id, entry.payload):
+                text = encode_set(self.topic.name, key, entry.client_id, entry.payload)
+                fresh = before is None
+                heard.append(
+                    Event(
+                        key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision, fresh
+                    )
+                )
+        return heard
+
+
+class _Held(NamedTuple):
+    client_id: str
+    payload: bytes
+    deadline: float | None
+
+    def entry(self, topic: Topic, key: str, now: float) -> Entry:
+        left = None if self.deadline is None else int(self.deadline - now)
+        return Entry(topic, key, self.client_id, self.payload, left)

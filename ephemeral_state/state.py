@@ -1,0 +1,262 @@
+"""The nouns: topics, entries, writes and what became of them. Pure values, no I/O and no clock.
+
+The hot ones are named tuples rather than dataclasses: they are made once per write and event, and
+a tuple is made and hashed in C.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
+
+from .errors import (
+    ClientRequired,
+    EphemeralStateError,
+    NameInvalid,
+    NameRequired,
+    PayloadTooLarge,
+)
+
+__all__ = [
+    "UNTIL_DISCONNECT",
+    "Change",
+    "Clear",
+    "Drop",
+    "Entry",
+    "Limits",
+    "Outcome",
+    "Page",
+    "Peer",
+    "Reason",
+    "Restore",
+    "Revision",
+    "Roll",
+    "Set",
+    "Snapshot",
+    "Sweep",
+    "Topic",
+    "UntilDisconnect",
+    "Write",
+]
+
+Reason: TypeAlias = Literal["explicit", "disconnect", "expired"]
+
+
+@final
+class UntilDisconnect:
+    """The type of `UNTIL_DISCONNECT`: a lifetime without a deadline, ended only by its owner's end."""
+
+    def __repr__(self) -> str:
+        return "UNTIL_DISCONNECT"
+
+
+UNTIL_DISCONNECT: Final = UntilDisconnect()
+
+
+class Topic(NamedTuple):
+    """What one subscribes to. The pair is the identity: `("a", "b:c")` and `("a:b", "c")` are two topics."""
+
+    namespace: str
+    name: str
+
+    def require(self) -> Topic:
+        """Itself, if it may be used. Raises `NameRequired` or `NameInvalid`."""
+        if not self.name:
+            raise NameRequired("topic is empty")
+        _require_utf8("namespace", self.namespace)
+        _require_utf8("topic", self.name)
+        return self
+
+
+class Entry(NamedTuple):
+    """One live value as a reader sees it."""
+
+    topic: Topic
+    key: str
+    client_id: str
+    """The owner: the channel name of the consumer that set it."""
+    payload: bytes
+    expires_in_ms: int | None
+    """Remaining time in ms, rounded down; `None` for `UNTIL_DISCONNECT`."""
+
+    def json(self) -> Any:
+        """The payload decoded as JSON; `None` for an empty payload. Raises `ValueError` if it is not JSON."""
+        return json.loads(self.payload) if self.payload else None
+
+
+class Set(NamedTuple):
+    """Store `payload` under the key and make `client` its owner."""
+
+    client: str
+    topic: Topic
+    key: str
+    payload: bytes = b""
+    ttl_ms: int | None = 0
+    """ms; 0 or less means the default, `None` means `UNTIL_DISCONNECT`."""
+    node: str = ""
+    """Whose death ends the client: the node that holds its connection; empty for a client without one."""
+    grace_ms: int = 0
+    """ms that the entry stays when its client ends abnormally, for a new connection to take it over unnoticed."""
+
+
+class Clear(NamedTuple):
+    """Remove the key if `client` owns it; otherwise do nothing."""
+
+    client: str
+    topic: Topic
+    key: str
+
+
+class Drop(NamedTuple):
+    """The client is gone: remove everything it owns, in all namespaces."""
+
+    client: str
+    abnormal: bool = False
+    """It did not say goodbye, and may be back at once: what has a grace lingers that long."""
+
+
+class Restore(NamedTuple):
+    """Write back what the store has lost, or has cleared while its owner was thought dead. Whoever set the key
+    later than `stamp` keeps it. The cap is not asked again."""
+
+    client: str
+    topic: Topic
+    key: str
+    payload: bytes
+    ttl_ms: int | None
+    node: str
+    stamp: Revision
+    """That of the set which made the client the owner."""
+    grace_ms: int = 0
+
+
+Write: TypeAlias = Set | Clear | Drop | Restore
+
+
+class Change(NamedTuple):
+    """One numbered transition of one key, as the store made it."""
+
+    topic: Topic
+    key: str
+    client_id: str
+    payload: bytes
+    reason: Reason | None
+    """`None`: the key was set. Otherwise why it was cleared."""
+    expires_in_ms: int | None
+    epoch: int
+    revision: int
+
+
+class Outcome(NamedTuple):
+    """What became of one write: the changes it made, or why it was refused and changed nothing."""
+
+    changes: Sequence[Change] = ()
+    error: EphemeralStateError | None = None
+
+
+class Revision(NamedTuple):
+    """How far a topic has come. Revisions are contiguous within an epoch and start at 1; a topic that
+    was empty and forgotten starts again with a larger epoch. `(0, 0)`: the store knows nothing of it."""
+
+    epoch: int
+    revision: int
+
+
+class Snapshot(NamedTuple):
+    """All live entries of a topic, sorted by the UTF-8 bytes of the key, as of one revision."""
+
+    topic: Topic
+    revision: Revision
+    entries: Sequence[Entry]
+    generation: int = 0
+    """Which life of the store this is: another one after it has lost everything; 0 until something is written."""
+
+
+class Sweep(NamedTuple):
+    """What a sweep removed, and when the next one is worth while."""
+
+    changes: Sequence[Change]
+    next_in_ms: int | None
+    """ms until the earliest deadline still stored; 0: call again now; `None`: no deadline is stored."""
+
+
+class Peer(NamedTuple):
+    """Another node, as one reading found it."""
+
+    node: str
+    remaining_ms: float
+    """Until its lease ends; 0 or less: it has."""
+    linked: bool
+    """It holds a connection to the store open, as the store's own operating system sees it."""
+    stamp: str
+    """Changes with every renewal of the lease."""
+
+
+class Roll(NamedTuple):
+    """What renewing one's lease tells."""
+
+    generation: int
+    held: bool
+    """The lease was still there. If not, peers may have cleared what this node's clients own."""
+    linked: bool
+    """This node's own connection was seen open. If not, neither may those of peers that are alive."""
+    peers: Sequence[Peer] = ()
+
+
+class Page(NamedTuple):
+    """Some entries of many, for people."""
+
+    entries: Sequence[Entry]
+    cursor: str
+    """Hand it back for the next page; empty when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a store refuses, and how long things live. Times in ms, sizes in bytes."""
+
+    max_keys_per_client: int = 256
+    max_payload_bytes: int = 16_384
+    default_ttl_ms: int = 60_000
+    max_ttl_ms: int = 30 * 60_000
+
+    def check(self, write: Write) -> None:
+        """Raise what is wrong with the write on its face, in the order of the contract; the cap is the store's."""
+        if not write.client:
+            if isinstance(write, Drop):
+                return
+            raise ClientRequired("client is empty: a set or clear needs an owner, the consumer's channel name")
+        if isinstance(write, Drop):
+            return
+        write.topic.require()
+        if not write.key:
+            raise NameRequired("key is empty")
+        _require_utf8("client", write.client)
+        _require_utf8("key", write.key)
+        if isinstance(write, Set | Restore) and len(write.payload) > self.max_payload_bytes:
+            raise PayloadTooLarge(
+                f"payload of {len(write.payload)} bytes exceeds the limit of {self.max_payload_bytes}"
+            )
+
+    def lifetime_ms(self, ttl_ms: int | None) -> int | None:
+        """The lifetime that is stored for the one asked for: default for 0 or less, cut to the maximum."""
+        if ttl_ms is None:
+            return None
+        return min(ttl_ms if ttl_ms > 0 else self.default_ttl_ms, self.max_ttl_ms)
+
+    def grace_ms(self, grace_ms: int) -> int:
+        """The grace that is stored for the one asked for: never longer than anything may live unattended."""
+        return min(max(grace_ms, 0), self.max_ttl_ms)
+
+
+def _require_utf8(what: str, name: str) -> None:
+    if not isinstance(name, str):
+        raise NameInvalid(f"{what} is of type {type(name).__name__}, not str")
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            # A lone surrogate passes json.loads and then fails in the server's send, or in msgpack.
+            raise NameInvalid(f"{what} has a lone surrogate at position {error.start}") from None

@@ -1,0 +1,117 @@
+"""The interface between this package and a place that keeps state.
+
+    writes ──► apply ──► outcomes: per write, the numbered changes it made or the error that refused it
+               sweep ──► the changes of what has expired, and when to come again
+    nodes  ──► beat, bury, resign: who is alive, and the changes of clearing what a dead node's clients own
+    topic  ──► snapshot, revisions: what is there now, and how to notice that something was missed
+    people ──► browse, count, nodes, homes
+
+A new store needs nothing else. It never publishes and never looks at a channel layer: whoever calls
+`apply` or `sweep` publishes the changes. `tests/stores/` holds the contract that every store passes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+from ..state import Change, Limits, Outcome, Page, Peer, Revision, Roll, Snapshot, Sweep, Topic, Write
+
+__all__ = ["NodeStatus", "Store"]
+
+
+class NodeStatus(NamedTuple):
+    """A node as people may want to see it. While it is being buried and has come back, there are two of it."""
+
+    node: str
+    remaining_ms: float
+    """Until its lease ends; of one that is being buried, since when, as a number below 0."""
+    linked: bool
+    """See `Peer`."""
+    is_dying: bool
+    """Its lease was taken away, and what its clients own is being cleared."""
+    stamp: str
+    """Changes with every renewal of the lease."""
+    info: str
+    """What the node says of itself, JSON; empty if nothing is known."""
+
+
+class Store(ABC):
+    """Keeps entries by (namespace, topic, key), fenced by owner.
+
+    One instance serves a whole process: every method may be called from any thread and any event
+    loop. Every method raises `StoreUnavailable`, within its time limit, when the store cannot answer.
+    """
+
+    shared: ClassVar[bool] = False
+    """Other processes use it too, and may outlive this one: then nodes need leases."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    @abstractmethod
+    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Carry out the writes in order, each atomically, and say what became of each.
+
+        A refused write changes nothing and does not stop the others. The changes of one topic within
+        one call have contiguous revisions.
+        """
+
+    @abstractmethod
+    async def snapshot(self, topic: Topic) -> Snapshot:
+        """The entries with `now < deadline` and the revision they are the result of. Removes nothing."""
+
+    @abstractmethod
+    async def revisions(self, topics: Sequence[Topic]) -> list[Revision]:
+        """The revision of each topic, in one round trip; `(0, 0)` for a topic that is not stored."""
+
+    @abstractmethod
+    async def sweep(self, limit: int = 1000) -> Sweep:
+        """Remove at most `limit` entries with `now > deadline`, as clears with reason `expired`."""
+
+    @abstractmethod
+    async def count(self) -> int:
+        """How many entries are stored, expired and unswept ones included."""
+
+    @abstractmethod
+    async def browse(
+        self,
+        *,
+        cursor: str = "",
+        limit: int = 100,
+        namespace: str | None = None,
+        topic: str | None = None,
+        search: str = "",
+    ) -> Page:
+        """Live entries for people, at most `limit`, in an order that is stable from page to page.
+
+        `namespace` and `topic` match exactly; `search` is a case-insensitive part of the topic, key or client.
+        A page may be short, even empty, and still have a cursor. Raises `ValueError` for a foreign cursor.
+        """
+
+    async def beat(self, node: str, lease_ms: int, info: str) -> Roll:
+        """Renew the node's lease for `lease_ms` and read those of all others. `info` is JSON, for people.
+
+        A store of one process, as this default has it, knows of no others.
+        """
+        return Roll(0, held=True, linked=True)
+
+    async def bury(self, peer: Peer) -> Sequence[Change]:
+        """Clear what the clients of a dead node own, with reason `disconnect`; nothing if it has renewed its lease
+        since that reading, or another node was faster."""
+        return ()
+
+    async def resign(self, node: str) -> None:  # noqa: B027 - see `beat`
+        """Give back the lease: the node has no clients any more."""
+
+    async def nodes(self) -> Sequence[NodeStatus]:
+        """All nodes that hold a lease or are being buried, as they are: nothing is renewed."""
+        return ()
+
+    async def homes(self, clients: Sequence[str]) -> Mapping[str, str]:
+        """The node that holds the connection of each of these clients, as far as it is known."""
+        return {}
+
+    async def close(self) -> None:  # noqa: B027 - most stores hold nothing that needs it
+        """Let go of connections that belong to the running event loop."""

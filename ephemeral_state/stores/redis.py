@@ -1,0 +1,424 @@
+"""The store in Redis 6.2 or newer, or in Valkey: shared by all processes, each write decided inside one script.
+
+Topics are spread over `partitions`; all keys of a partition carry one hash tag, so that a script stays in one slot.
+The scripts, and the layout of the keys, are in `lua/`, beginning with `common.lua`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import threading
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ..errors import EphemeralStateError, NotConfigured, StoreUnavailable
+from ..state import (
+    Change,
+    Drop,
+    Entry,
+    Limits,
+    Outcome,
+    Page,
+    Peer,
+    Revision,
+    Roll,
+    Set,
+    Snapshot,
+    Sweep,
+    Topic,
+    Write,
+)
+from . import redis_wire as wire
+from .base import NodeStatus, Store
+from .redis_client import Connection, Script, reaching, read_hosts
+
+__all__ = ["RedisStore"]
+
+_HOUR_MS = 60 * 60 * 1000
+_KEY_TTL_MS = 24 * _HOUR_MS
+_EMPTY_TOPIC_TTL_MS = _HOUR_MS
+_BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' time
+_BROWSE_BUDGET = 5000  # and by one call
+_PAYLOAD_STEP = 100  # payloads read by one script
+_BURY_STEP = 500  # entries removed by one script
+
+
+class RedisStore(Store):
+    """Keeps everything in Redis, by Redis' own clock.
+
+    The cap counts what a client owns in all partitions. It is exact if one client's sets come from one process, or
+    with one partition; with several, sets of one client that race from several processes may pass it by as many as
+    are under way at once, and what it owns in a partition that does not answer is not counted.
+
+    Every key of ours expires 24 h after it was last written, 1 h for a topic without entries. So an entry without a
+    deadline is gone 24 h after it was last set, unless it is set again. Redis must not evict: with
+    `maxmemory-policy noeviction` it refuses sets when it is full, and still carries out clears.
+    """
+
+    shared = True
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        url: str | None = None,
+        hosts: Sequence[Any] | None = None,
+        prefix: str = "ephemeral",
+        partitions: int = 1,
+        timeout: float = 2.0,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
+        """Connects on first use. Raises `NotConfigured` for options that cannot work.
+
+        `hosts` is what channels_redis takes: URLs, (host, port) pairs, or dicts of redis-py's arguments with
+        `address`, or with `master_name` and `sentinels`. Partitions are dealt out to several hosts in turn; a
+        cluster needs one host and finds the others. With another number of `partitions`, topics are elsewhere.
+        `timeout`: seconds that one call may take in total.
+        `clock`, for tests: returns ns. It replaces Redis' clock, except for the keys' own expiry.
+        """
+        super().__init__(limits)
+        self._hosts = read_hosts(url, hosts)
+        if isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < len(self._hosts):
+            raise NotConfigured(f"partitions must be at least the number of hosts, {len(self._hosts)}")
+        if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
+            raise NotConfigured(f"prefix must be text without braces, not {prefix!r:.80}")
+        if not 0 < timeout < math.inf:
+            raise NotConfigured(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        self._roots = [f"{{{prefix}:{number}}}".encode() for number in range(partitions)]
+        self._timeout = timeout
+        self._clock = clock
+        self._ttls = (max(_KEY_TTL_MS, 2 * limits.max_ttl_ms), _EMPTY_TOPIC_TTL_MS)
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
+        self._inherited: list[object] = []
+
+    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+        """As the contract says. Redis is busy for about 10 µs per write and per entry that a `Drop` removes.
+
+        A write that Redis refuses by itself (a foreign value under one of its keys, no memory left) has
+        `StoreUnavailable` as its outcome, and so have the writes to a partition that does not answer while
+        others do. A `Drop` spans all partitions, so it may have changes *and* an error.
+        """
+        until = self._until()
+        outcomes = [Outcome()] * len(writes)
+        rest: list[int] = []
+        for index, write in enumerate(writes):
+            try:
+                self.limits.check(write)
+            except EphemeralStateError as error:
+                outcomes[index] = Outcome((), error)
+            else:
+                if write.client:
+                    rest.append(index)
+        answered = False
+        try:
+            while rest:
+                part, elsewhere = await self._cut([(index, writes[index]) for index in rest], until)
+                for index, outcome in (await self._apply_part(part, elsewhere, until)).items():
+                    outcomes[index] = outcome
+                answered = True
+                rest = rest[len(part) :]
+        except StoreUnavailable as error:
+            if not answered:
+                raise
+            for index in rest:
+                outcomes[index] = Outcome((), error)
+        return outcomes
+
+    async def snapshot(self, topic: Topic) -> Snapshot:
+        topic_id = wire.topic_id(topic)
+        data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id)
+        return wire.read_snapshot(data, topic)
+
+    async def revisions(self, topics: Sequence[Topic]) -> list[Revision]:
+        """One script per partition, all at once. A topic whose key holds a foreign value is unknown."""
+        until = self._until()
+        ids = [wire.topic_id(topic) for topic in topics]
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for index, topic_id in enumerate(ids):
+            places[self._partition(topic_id)].append(index)
+        answers = await asyncio.gather(
+            *(
+                self._run(_REVISIONS, number, until, wire.pack_names(ids[index] for index in indices))
+                for number, indices in places.items()
+            )
+        )
+        revisions = [Revision(0, 0)] * len(ids)
+        for indices, data in zip(places.values(), answers, strict=True):
+            for index, revision in zip(indices, wire.read_revisions(data), strict=True):
+                revisions[index] = revision
+        return revisions
+
+    async def sweep(self, limit: int = 1000) -> Sweep:
+        """Several partitions share the limit, each gets at least 1: then at most max(limit, partitions) go."""
+        until = self._until()
+        share = max(1, limit // len(self._roots))
+        answers = await asyncio.gather(
+            *(self._run(_SWEEP, number, until, share, *self._ttls) for number in range(len(self._roots)))
+        )
+        sweeps = [wire.read_sweep(data) for data in answers]
+        changes: list[Change] = [change for sweep in sweeps for change in sweep.changes]
+        return Sweep(changes, min((s.next_in_ms for s in sweeps if s.next_in_ms is not None), default=None))
+
+    async def count(self) -> int:
+        until = self._until()
+        numbers = range(len(self._roots))
+        answers = await asyncio.gather(*(self._run(_COUNT, number, until) for number in numbers))
+        return sum(sum(wire.read_numbers(data)) for data in answers)
+
+    async def browse(
+        self,
+        *,
+        cursor: str = "",
+        limit: int = 100,
+        namespace: str | None = None,
+        topic: str | None = None,
+        search: str = "",
+    ) -> Page:
+        """Sorted by the bytes of the names within a partition; one partition after the other."""
+        until = self._until()
+        number, after = wire.read_cursor(cursor, len(self._roots)) if cursor else (0, b"")
+        low, high = wire.entry_range(namespace, topic)
+        last = len(self._roots) - 1
+        if namespace is not None and topic is not None:
+            number = last = self._partition(wire.topic_id(Topic(namespace, topic)))
+        wanted = _Wanted(topic, search.casefold())
+        step = _BROWSE_STEP if search or (topic is not None and namespace is None) else min(limit, _BROWSE_STEP)
+        found: list[tuple[int, wire.Row]] = []
+        budget = _BROWSE_BUDGET
+        while number <= last and budget > 0 and len(found) < limit:
+            start = b"(" + after if after else low
+            rows = wire.read_rows(await self._run(_BROWSE, number, until, start, high, step))
+            for row in rows:
+                after = row.entry
+                if wanted(row):
+                    found.append((number, row))
+                    if len(found) == limit:
+                        break
+            else:
+                if len(rows) < step:
+                    number, after = number + 1, b""
+            budget -= step
+        entries = await self._with_payloads(found, until)
+        return Page(entries, wire.pack_cursor(number, after) if number <= last else "")
+
+    async def beat(self, node: str, lease_ms: int, info: str) -> Roll:
+        """Two round trips. A node is linked while Redis sees it subscribed to a channel of its own: when the process
+        is killed, that ends at once."""
+        until = self._until()
+        data = await self._run(_BEAT, 0, until, node.encode(), lease_ms, info.encode(), self._ttls[0])
+        roll = wire.read_roll(data, {})
+        async with reaching(until, self._timeout):
+            names = [node, *(peer.node for peer in roll.peers)]
+            linked = await self._connection().linked([self._roots[0] + b":alive:" + name.encode() for name in names])
+        return wire.read_roll(data, dict(zip(names, linked, strict=True)))._replace(linked=linked[0])
+
+    async def bury(self, peer: Peer) -> Sequence[Change]:
+        until = self._until()
+        node = peer.node.encode()
+
+        async def step(number: int, verb: bytes, what: bytes = b"") -> bytes:
+            return await self._run(_BURY, number, until, node, verb, what, _BURY_STEP, *self._ttls)
+
+        claimed = wire.read_claim(await step(0, b"claim", peer.stamp.encode()))
+        if not claimed:
+            return ()
+        changes: list[Change] = []
+        before = repr(claimed).encode()
+        for number in range(len(self._roots)):
+            more = True
+            while more:
+                until = self._until()
+                more, some = wire.read_buried(await step(number, b"clear", before))
+                changes += some
+        await step(0, b"done")
+        return changes
+
+    async def resign(self, node: str) -> None:
+        await self._run(_RESIGN, 0, self._until(), node.encode())
+
+    async def nodes(self) -> Sequence[NodeStatus]:
+        return wire.read_nodes(await self._run(_NODES, 0, self._until()))
+
+    async def homes(self, clients: Sequence[str]) -> Mapping[str, str]:
+        until = self._until()
+        names = wire.pack_names(wire.encoded(client) for client in clients)
+        found: dict[str, str] = {}
+        for number in range(len(self._roots)):
+            homes = wire.read_sizeds(await self._run(_HOMES, number, until, names))
+            found |= {client: home.decode() for client, home in zip(clients, homes, strict=True) if home}
+        return found
+
+    @property
+    def roots(self) -> Sequence[bytes]:
+        """What the names of all keys of each partition begin with."""
+        return self._roots
+
+    async def maintain(self, script: Script, number: int, *args: bytes | int) -> bytes:
+        """Run a script of one's own in a partition. Followed by what every script of `lua/` gets that writes: after
+        how many ms an untouched key goes, and a topic without entries."""
+        return await self._run(script, number, self._until(), *self._ttls, *args)
+
+    async def close(self) -> None:
+        with self._lock:
+            connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.close()
+
+    async def _cut(
+        self, writes: Sequence[tuple[int, Write]], until: float
+    ) -> tuple[Sequence[tuple[int, Write]], Mapping[str, Sequence[int]]]:
+        """How many of the writes can go at once, and what clients near their cap own in each partition.
+
+        A script sees one partition only. So sets of a client that might reach its cap are sent one part after
+        the other, each with fresh counts of the other partitions; all other writes have nothing to wait for.
+        """
+        sets = Counter(write.client for _, write in writes if isinstance(write, Set))
+        if len(self._roots) == 1 or not sets:
+            return writes, {}
+        names = wire.pack_names(wire.encoded(client) for client in sets)
+        # Half the time: a partition that does not answer must not keep the others from being written.
+        soon = until - self._timeout / 2
+        answers = await asyncio.gather(
+            *(self._run(_OWNED, number, soon, names) for number in range(len(self._roots))), return_exceptions=True
+        )
+        owned = {client: [0] * len(self._roots) for client in sets}
+        for number, answer in enumerate(answers):
+            if isinstance(answer, bytes):
+                for client, count in zip(sets, wire.read_numbers(answer), strict=True):
+                    owned[client][number] = count
+            elif not isinstance(answer, StoreUnavailable):
+                raise answer
+        cap = self.limits.max_keys_per_client
+        near = {client: owned[client] for client in sets if sum(owned[client]) + sets[client] > cap}
+        for size, (_, write) in enumerate(writes):
+            if size and isinstance(write, Set) and write.client in near:
+                return writes[:size], near
+        return writes, near
+
+    async def _apply_part(
+        self, part: Sequence[tuple[int, Write]], elsewhere: Mapping[str, Sequence[int]], until: float
+    ) -> dict[int, Outcome]:
+        """Carry out the writes in their partitions. Raises `StoreUnavailable` only if no partition answers."""
+        places: defaultdict[int, list[tuple[int, Write]]] = defaultdict(list)
+        for item in part:
+            write = item[1]
+            if isinstance(write, Drop):
+                for number in range(len(self._roots)):
+                    places[number].append(item)
+            else:
+                places[self._partition(wire.topic_id(write.topic))].append(item)
+        if len(places) == 1:  # nothing to wait for side by side, and a task costs as much as ten writes
+            ((number, items),) = places.items()
+            only = await self._apply_in(number, [write for _, write in items], elsewhere, until)
+            return {index: outcome for (index, _), outcome in zip(items, only, strict=True)}
+        answers = await asyncio.gather(
+            *(
+                self._apply_in(number, [write for _, write in items], elsewhere, until)
+                for number, items in places.items()
+            ),
+            return_exceptions=True,
+        )
+        unanswered = [answer for answer in answers if isinstance(answer, BaseException)]
+        outcomes: dict[int, Outcome] = {}
+        for items, answer in zip(places.values(), answers, strict=True):
+            if isinstance(answer, BaseException):
+                if not isinstance(answer, StoreUnavailable) or len(unanswered) == len(places):
+                    raise answer
+                answer = [Outcome((), answer)] * len(items)
+            for (index, _), outcome in zip(items, answer, strict=True):
+                outcomes[index] = _joined(outcomes[index], outcome) if index in outcomes else outcome
+        return outcomes
+
+    async def _apply_in(
+        self, number: int, writes: Sequence[Write], elsewhere: Mapping[str, Sequence[int]], until: float
+    ) -> list[Outcome]:
+        packed = wire.pack_writes(
+            ((write, _elsewhere(elsewhere.get(write.client), number)) for write in writes), self.limits
+        )
+        data = await self._run(_APPLY, number, until, self.limits.max_keys_per_client, *self._ttls, packed)
+        return wire.read_outcomes(data, writes, self.limits)
+
+    async def _with_payloads(self, found: Sequence[tuple[int, wire.Row]], until: float) -> list[Entry]:
+        payloads: dict[bytes, bytes] = {}
+        for number in sorted({number for number, _ in found}):
+            names = [row.entry for place, row in found if place == number]
+            for first in range(0, len(names), _PAYLOAD_STEP):
+                some = names[first : first + _PAYLOAD_STEP]
+                data = await self._run(_PAYLOADS, number, until, wire.pack_names(some))
+                payloads.update(zip(some, wire.read_sizeds(data), strict=True))
+        return [
+            Entry(*wire.read_entry(row.entry), row.client, payloads[row.entry], row.expires_in_ms) for _, row in found
+        ]
+
+    def _partition(self, topic_id: bytes) -> int:
+        return zlib.crc32(topic_id) % len(self._roots) if len(self._roots) > 1 else 0
+
+    def _until(self) -> float:
+        return asyncio.get_running_loop().time() + self._timeout
+
+    async def _run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
+        """Run a script in a partition, by the loop time `until`. Raises `StoreUnavailable` saying what happened."""
+        clock = b"" if self._clock is None else repr(self._clock() / 1000).encode()
+        async with reaching(until, self._timeout):
+            return await self._connection().run(script, number, clock, *args)
+
+    def _connection(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._pid != os.getpid():
+                # Kept, not closed: collecting them would close, or talk on, sockets that the parent still uses.
+                self._inherited.append(self._connections)
+                self._connections = WeakKeyDictionary()
+                self._pid = os.getpid()
+            connection = self._connections.get(loop)
+            if connection is None:
+                connection = self._connections[loop] = Connection(self._hosts, self._roots, self._timeout)
+            return connection
+
+
+def _elsewhere(owned: Sequence[int] | None, number: int) -> int:
+    return sum(owned) - owned[number] if owned else 0
+
+
+def _joined(one: Outcome, other: Outcome) -> Outcome:
+    """What became of a drop, from two partitions."""
+    return Outcome([*one.changes, *other.changes], one.error or other.error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """The part of a search that Redis cannot do."""
+
+    topic: str | None
+    needle: str
+
+    def __call__(self, row: wire.Row) -> bool:
+        if not row.is_live:
+            return False
+        topic, key = wire.read_entry(row.entry)
+        if self.topic not in (None, topic.name):
+            return False
+        return not self.needle or any(self.needle in text.casefold() for text in (topic.name, key, row.client))
+
+
+_APPLY = Script("apply")
+_BEAT = Script("beat")
+_BROWSE = Script("browse")
+_BURY = Script("bury")
+_COUNT = Script("count")
+_HOMES = Script("homes")
+_NODES = Script("nodes")
+_OWNED = Script("owned")
+_PAYLOADS = Script("payloads")
+_RESIGN = Script("resign")
+_REVISIONS = Script("revisions")
+_SNAPSHOT = Script("snapshot")
+_SWEEP = Script("sweep")

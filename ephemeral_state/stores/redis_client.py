@@ -1,0 +1,265 @@
+"""Getting at Redis: hosts in the forms of channels_redis, one set of clients per event loop, errors made clear."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import PubSub
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+
+from ..errors import NotConfigured, StoreUnavailable
+
+__all__ = ["Connection", "Script", "reaching", "read_hosts"]
+
+Host = Mapping[str, Any]
+_MIN_VERSION = (6, 2)
+
+
+class Connection:
+    """The clients of one event loop. Each server is looked over at its first use: one that is away harms no other.
+
+    A cluster's nodes are found from here, since every call is one script on one slot: the cluster client of
+    redis-py 7 sends EVALSHA to a random node, follows the redirection, and drops its connections after five.
+    """
+
+    def __init__(self, hosts: Sequence[Host], roots: Sequence[bytes], timeout: float) -> None:
+        self._roots = roots
+        self._patience = timeout / 4
+        self._hosts = hosts
+        self._clients = [_client(host) for host in hosts]
+        self._looked_over = [False] * len(hosts)
+        self._locks = [asyncio.Lock() for _ in hosts]
+        self._is_cluster = False
+        self._nodes: dict[tuple[str, int], Redis] = {}
+        self._calls = 0
+        self._link: PubSub | None = None
+        self._routes: dict[int, Redis] = {}  # of a cluster: which node has the slot of a partition
+
+    async def run(self, script: Script, number: int, *args: bytes | int) -> bytes:
+        """Run a script in a partition. Raises `NotConfigured` for a server that cannot be used."""
+        self._calls += 1
+        try:
+            return await self._run(script, number, *args)
+        finally:
+            self._calls -= 1
+
+    async def _run(self, script: Script, number: int, *args: bytes | int) -> bytes:
+        client = await self._client_of(number)
+        try:
+            return await script(client, self._roots[number], *args)
+        except exceptions.MovedError:  # the slot has a new home, and nothing has been carried out
+            self._routes.clear()
+            return await script(await self._client_of(number), self._roots[number], *args)
+        except exceptions.ResponseError:
+            raise
+        except BaseException:  # a cluster may have put another node in this one's place
+            self._routes.clear()
+            raise
+
+    async def linked(self, channels: Sequence[bytes]) -> list[bool]:
+        """Hold a subscription to the first channel, where partition 0 is; say of each whether anybody does."""
+        client = await self._client_of(0)
+        if self._link is None:
+            self._link = await self._subscribed(client, channels[0])
+        counts = [count for _, count in await client.pubsub_numsub(*channels)]
+        if not counts[0]:  # somebody cut it: at once again, for others may be looking
+            link, self._link = self._link, None
+            await link.aclose()  # type: ignore[no-untyped-call]
+            self._link = await self._subscribed(client, channels[0])
+        return [count > 0 for count in counts]
+
+    async def _subscribed(self, client: Redis, channel: bytes) -> PubSub:
+        link = client.pubsub()
+        await link.subscribe(channel)
+        await link.get_message(timeout=self._patience)  # the confirmation
+        return link
+
+    async def close(self) -> None:
+        """Once what is under way is done: each call has its time limit. There must be no new ones."""
+        while self._calls:  # noqa: ASYNC110 - rare and short; an event would have to be kept for it
+            await asyncio.sleep(0.01)
+        link, self._link = self._link, None
+        if link is not None:
+            with suppress(exceptions.RedisError, OSError):
+                await link.aclose()  # type: ignore[no-untyped-call]
+        for client in (*self._clients, *self._nodes.values()):
+            with suppress(exceptions.RedisError, OSError):
+                await client.aclose()
+
+    async def _client_of(self, number: int) -> Redis:
+        place = number % len(self._clients)
+        if not self._looked_over[place] and not self._is_cluster:
+            async with self._locks[place]:
+                if not self._looked_over[place]:
+                    if await _mode(self._clients[place]) == "cluster":
+                        self._is_cluster = True
+                    self._looked_over[place] = True
+        if not self._is_cluster:
+            return self._clients[place]
+        if len(self._roots) == 1:
+            raise NotConfigured("this Redis is a cluster: partitions must be more than 1, for example 64")
+        if number not in self._routes:
+            await self._find_routes()
+        if number not in self._routes:
+            raise exceptions.ClusterDownError("CLUSTERDOWN no node of the cluster serves the slot of this partition")
+        return self._routes[number]
+
+    async def _find_routes(self) -> None:
+        """Ask any node of the cluster which node has which slots."""
+        failure: Exception | None = None
+        for client in (*self._clients, *self._nodes.values()):
+            try:
+                async with asyncio.timeout(self._patience):
+                    ranges = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
+            except (exceptions.RedisError, OSError) as error:
+                failure = error
+                continue
+            seed = client.connection_pool.connection_kwargs.get("host", "localhost")
+            slots = [(range(first, last + 1), self._node(seed, *node[:2])) for first, last, node, *_ in ranges]
+            for number, root in enumerate(self._roots):
+                self._routes.update((number, node) for own, node in slots if key_slot(root) in own)
+            return
+        raise failure or exceptions.ConnectionError("no host")
+
+    def _node(self, seed: str, host: bytes | None, port: int) -> Redis:
+        name = (host.decode() if host else seed, port)
+        if name not in self._nodes:
+            # As the first host was told to be reached: TLS, user, password.
+            self._nodes[name] = _client({**self._hosts[0], "host": name[0], "port": name[1]})
+        return self._nodes[name]
+
+
+def read_hosts(url: str | None, hosts: Sequence[Any] | None) -> list[Host]:
+    """Arguments of redis-py's connection pools, one dict per host."""
+    if url is not None and hosts is not None:
+        raise NotConfigured("url and hosts are both given")
+    if isinstance(hosts, str | bytes | Mapping) or not isinstance(hosts, Sequence | None):
+        raise NotConfigured("hosts must be a list, even of one host")
+    return [_read_host(host) for host in ([url] if url is not None else hosts or ["redis://localhost:6379"])]
+
+
+def _read_host(host: Any) -> Host:
+    """Never quotes the host: it may hold a password."""
+    if isinstance(host, tuple | list) and len(host) == 2:
+        options: dict[str, Any] = {"host": host[0], "port": host[1]}
+    elif isinstance(host, Mapping):
+        options = dict(host)
+    elif isinstance(host, str):
+        options = {"address": host}
+    else:
+        raise NotConfigured("a host must be a URL, a (host, port) pair or a dict")
+    if "address" in options:
+        try:
+            options |= parse_url(options.pop("address"))
+        except (ValueError, TypeError, AttributeError) as error:
+            text = f"the URL of a host cannot be read: {error}; for Sentinel give hosts with master_name and sentinels"
+            raise NotConfigured(text) from None
+    if "master_name" in options and not options.get("sentinels"):
+        raise NotConfigured("a host with master_name needs sentinels, a list of (host, port)")
+    # Replies are bytes that are no text. And no retries: each call has one time limit, and a write that may have
+    # been carried out must not be sent twice behind the caller's back.
+    return options | {"decode_responses": False, "retry": Retry(NoBackoff(), 0)}
+
+
+def _client(host: Host) -> Redis:
+    options = dict(host)
+    name = options.pop("master_name", None)
+    try:
+        if name is None:
+            pool = ConnectionPool(**options)
+            pool.make_connection()  # type: ignore[no-untyped-call]  # does not connect, only takes the options
+        else:
+            sentinel_options = options.pop("sentinel_kwargs", None)
+            sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
+            pool = SentinelConnectionPool(name, sentinel, **options)  # type: ignore[no-untyped-call]
+    except TypeError as error:
+        raise NotConfigured(f"redis-py does not take these options of a host: {error}") from None
+    return Redis.from_pool(pool)
+
+
+async def _mode(client: Redis) -> str:
+    """Its mode: standalone or cluster. Raises `NotConfigured` for a server that will never do."""
+    try:
+        info = await client.info("server")
+    except exceptions.NoPermissionError:  # an account may lack INFO and still be enough for the scripts
+        return "standalone"
+    except exceptions.InvalidResponse as error:
+        raise NotConfigured("what answers at the configured address is not Redis") from error
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _MIN_VERSION:
+        raise NotConfigured(f"Redis {version} is too old: 6.2 is the oldest that can be used")
+    mode = str(info.get("redis_mode") or info.get("server_mode"))
+    if mode == "sentinel":
+        raise NotConfigured("this is a Sentinel: give it in hosts, as master_name and sentinels")
+    return mode
+
+
+@asynccontextmanager
+async def reaching(until: float, timeout: float) -> AsyncIterator[None]:
+    """By the loop time `until`, or `StoreUnavailable`: whatever goes wrong with Redis inside becomes that.
+
+    `timeout`, in seconds, is only for the text.
+    """
+    try:
+        async with asyncio.timeout_at(until):
+            yield
+    except (TimeoutError, exceptions.TimeoutError) as error:
+        raise StoreUnavailable(f"Redis did not answer within {timeout:g} s") from error
+    except (exceptions.RedisError, OSError) as error:
+        raise StoreUnavailable(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Says what happened without addresses, since clients may see it. Those are in the cause."""
+    causes = _chain(error)
+    if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
+        return f"Redis refused the credentials: {error}"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "Redis refused the connection: nothing listens there"
+    if isinstance(error, exceptions.BusyLoadingError):
+        return "Redis is loading its data (LOADING)"
+    if isinstance(error, exceptions.InvalidResponse):
+        return "what answers at the configured address is not Redis"
+    if isinstance(error, exceptions.ConnectionError | OSError):
+        return f"the connection to Redis failed: {type(causes[-1]).__name__}"
+    # redis-py takes the code off the text of these.
+    code = "READONLY " if isinstance(error, exceptions.ReadOnlyError) else ""
+    return f"Redis refused: {code}{error}"
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+    return chain
+
+
+class Script:
+    """One file of `lua/`, behind the part that all of them share."""
+
+    def __init__(self, name: str) -> None:
+        lua = resources.files(__package__) / "lua"
+        files = (lua / "common.lua", lua / f"{name}.lua")
+        self._source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, client: Redis, root: bytes, *args: bytes | int) -> bytes:
+        try:
+            reply = await client.execute_command("EVALSHA", self._sha, 1, root, *args)  # type: ignore[no-untyped-call]
+        except exceptions.NoScriptError:  # a new server, a failover, SCRIPT FLUSH: EVAL loads it again
+            reply = await client.execute_command("EVAL", self._source, 1, root, *args)  # type: ignore[no-untyped-call]
+        return bytes(reply)

@@ -1,0 +1,327 @@
+"""What `redis.py` and its Lua scripts say to each other, packed and unpacked. Pure; `lua/` tells the layout.
+
+Names and payloads are any bytes, so each goes with its length before it, and a whole batch is one argument and
+one reply: redis-py would spend more time on an array's many elements than Redis spends on the script.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from ..errors import StoreUnavailable, TooManyKeys
+from ..state import (
+    Change,
+    Drop,
+    Entry,
+    Limits,
+    Outcome,
+    Peer,
+    Reason,
+    Restore,
+    Revision,
+    Roll,
+    Set,
+    Snapshot,
+    Sweep,
+    Topic,
+    Write,
+)
+from .base import NodeStatus
+
+__all__ = [
+    "ALL",
+    "Row",
+    "encoded",
+    "entry_range",
+    "pack_cursor",
+    "pack_names",
+    "pack_writes",
+    "read_buried",
+    "read_claim",
+    "read_cursor",
+    "read_entry",
+    "read_nodes",
+    "read_numbers",
+    "read_outcomes",
+    "read_repairs",
+    "read_revisions",
+    "read_roll",
+    "read_rows",
+    "read_sizeds",
+    "read_snapshot",
+    "read_sweep",
+    "topic_id",
+]
+
+_WRITE = struct.Struct(">cdIdddI")
+_SIZE = struct.Struct(">I")
+_NUMBER = struct.Struct(">d")
+_REVISION = struct.Struct(">dd")
+_ROLL = struct.Struct(">dB")
+_NODE = struct.Struct(">dBB")
+
+ALL: Final = (b"-", b"+")
+"""The range of every entry, as ZRANGEBYLEX writes it."""
+
+
+@lru_cache(maxsize=4096)  # a batch names the same few topics again and again
+def topic_id(topic: Topic) -> bytes:
+    """Bytes that sort as (namespace, topic) does and that no two topics share: NULs are escaped, two end a part."""
+    return b"%b\0\0%b\0\0" % (_escaped(topic.namespace), _escaped(topic.name))
+
+
+def read_entry(entry: bytes) -> tuple[Topic, str]:
+    """Undo `topic_id(topic) + key`."""
+    namespace, _, rest = entry.partition(b"\0\0")
+    name, _, key = rest.partition(b"\0\0")
+    return Topic(_unescaped(namespace), _unescaped(name)), key.decode()
+
+
+def entry_range(namespace: str | None, topic: str | None) -> tuple[bytes, bytes]:
+    """The range of the entries of one topic, of one namespace, or of all: a topic alone is no range."""
+    if namespace is None:
+        return ALL
+    start = _escaped(namespace) + b"\0\0" if topic is None else topic_id(Topic(namespace, topic))
+    return b"[" + start, b"(" + start[:-1] + b"\1"
+
+
+def pack_names(names: Iterable[bytes]) -> bytes:
+    return b"".join([part for name in names for part in (_SIZE.pack(len(name)), name)])
+
+
+def pack_writes(writes: Iterable[tuple[Write, int]], limits: Limits) -> bytes:
+    """Writes that passed `Limits.check`, each with the number of keys its client owns in other partitions."""
+    parts: list[bytes] = []
+    for write, elsewhere in writes:
+        client = encoded(write.client)
+        op, ttl, grace, topic, key, payload, node, stamp = b"D", 0, 0, b"", b"", b"", b"", (0, 0)
+        if isinstance(write, Drop):
+            op = b"A" if write.abnormal else b"D"
+        else:
+            op, topic, key = b"C", topic_id(write.topic), encoded(write.key)
+            if isinstance(write, Set | Restore):
+                lifetime = limits.lifetime_ms(write.ttl_ms)
+                op, ttl, payload = b"S", -1 if lifetime is None else lifetime, write.payload
+                node, grace = encoded(write.node), limits.grace_ms(write.grace_ms)
+            if isinstance(write, Restore):
+                op, stamp = b"R", write.stamp
+        parts += (
+            _WRITE.pack(op, ttl, elsewhere, grace, *stamp, len(client)),
+            client,
+            _SIZE.pack(len(topic)),
+            topic,
+            _SIZE.pack(len(key)),
+            key,
+            _SIZE.pack(len(payload)),
+            payload,
+            _SIZE.pack(len(node)),
+            node,
+        )
+    return b"".join(parts)
+
+
+def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[Outcome]:
+    """The reply of `apply.lua` to these writes. Raises `StoreUnavailable` if Redis takes no writes at all."""
+    outcomes: list[Outcome] = []
+    at = 0
+    for write in writes:
+        status = data[at]
+        at += 1
+        if status == 1 and not isinstance(write, Drop):
+            epoch, revision = _REVISION.unpack_from(data, at)
+            at += 16
+            outcomes.append(Outcome((_change(write, int(epoch), int(revision), limits),)))
+        elif status == 2:
+            (owned,) = _NUMBER.unpack_from(data, at)
+            at += 8
+            limit = limits.max_keys_per_client
+            message = f"client {write.client} owns {owned:.0f} keys, the limit is {limit}"
+            outcomes.append(Outcome((), TooManyKeys(message)))
+        elif status == 3:
+            text, at = _sized(data, at)
+            outcomes.append(Outcome((), _refusal(text)))
+        elif status == 4:
+            (count,) = _SIZE.unpack_from(data, at)
+            changes, at = _read_changes(data, at + 4, count, "disconnect")
+            outcomes.append(Outcome(changes))
+        else:
+            outcomes.append(Outcome())
+    return outcomes
+
+
+def read_sweep(data: bytes) -> Sweep:
+    (next_in_ms,) = _NUMBER.unpack_from(data)
+    changes, _ = _read_changes(data, 8, None, None)
+    return Sweep(changes, None if next_in_ms < 0 else int(next_in_ms))
+
+
+def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
+    now, generation = _REVISION.unpack_from(data)
+    fields = list(read_sizeds(data, 16))
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    epoch, revision = _REVISION.unpack(values.get(b"", bytes(16)))
+    entries: list[Entry] = []
+    # UTF-8 sorts as the decoded text does; sorting what is left to sort is cheaper in bytes.
+    for field in sorted(values):
+        if field[:1] == b"h":
+            client, left = _read_header(values[field], now)
+            if left is None or left > 0:
+                payload = values[b"p" + field[1:]]
+                entries.append(Entry(topic, field[1:].decode(), client, payload, _ms(left)))
+    return Snapshot(topic, Revision(int(epoch), int(revision)), entries, int(generation))
+
+
+def read_revisions(data: bytes) -> list[Revision]:
+    return [Revision(int(epoch), int(revision)) for epoch, revision in _REVISION.iter_unpack(data)]
+
+
+def read_roll(data: bytes, linked: Mapping[str, bool]) -> Roll:
+    """The reply of `beat.lua`. `linked`: per node, whether its channel has a subscriber; others count as linked."""
+    generation, held = _ROLL.unpack_from(data)
+    peers: list[Peer] = []
+    at = _ROLL.size
+    while at < len(data):
+        (left,) = _NUMBER.unpack_from(data, at)
+        stamp, at = _sized(data, at + 8)
+        node, at = _sized(data, at)
+        peers.append(Peer(node.decode(), left, linked.get(node.decode(), True), stamp.decode()))
+    return Roll(int(generation), bool(held), True, peers)
+
+
+def read_claim(data: bytes) -> float:
+    (time,) = _NUMBER.unpack(data)
+    return float(time)
+
+
+def read_buried(data: bytes) -> tuple[bool, list[Change]]:
+    changes, _ = _read_changes(data, 1, None, "disconnect")
+    return bool(data[0]), changes
+
+
+def read_nodes(data: bytes) -> list[NodeStatus]:
+    nodes: list[NodeStatus] = []
+    at = 0
+    while at < len(data):
+        left, linked, is_dying = _NODE.unpack_from(data, at)
+        stamp, at = _sized(data, at + _NODE.size)
+        node, at = _sized(data, at)
+        info, at = _sized(data, at)
+        nodes.append(
+            NodeStatus(node.decode(), left, bool(linked), bool(is_dying), stamp.decode(), info.decode(errors="replace"))
+        )
+    return nodes
+
+
+def read_repairs(data: bytes, count: int) -> tuple[Sequence[int], list[Change]]:
+    """The reply of `doctor.lua` about so many faults: what became of each, and what was cleared for it."""
+    changes, _ = _read_changes(data, count, None, "disconnect")
+    return data[:count], changes
+
+
+def read_numbers(data: bytes) -> list[int]:
+    return [number for (number,) in _SIZE.iter_unpack(data)]
+
+
+class Row(NamedTuple):
+    """What `browse.lua` says of one entry."""
+
+    entry: bytes
+    client: str
+    expires_in_ms: int | None
+    is_live: bool
+
+
+def read_rows(data: bytes) -> list[Row]:
+    (now,) = _NUMBER.unpack_from(data)
+    parts = list(read_sizeds(data, 8))
+    rows: list[Row] = []
+    for entry, header in zip(parts[::2], parts[1::2], strict=True):
+        client, left = _read_header(header, now) if header else ("", 0.0)
+        rows.append(Row(entry, client, _ms(left), left is None or left > 0))
+    return rows
+
+
+def _read_header(header: bytes, now: float) -> tuple[str, float | None]:
+    """The owner, and the µs left; `None` for an entry without a deadline."""
+    (deadline,) = _NUMBER.unpack_from(header)
+    return header[32:].decode(), None if deadline == math.inf else deadline - now
+
+
+def read_sizeds(data: bytes, at: int = 0) -> Iterator[bytes]:
+    while at < len(data):
+        part, at = _sized(data, at)
+        yield part
+
+
+def pack_cursor(partition: int, entry: bytes) -> str:
+    return base64.urlsafe_b64encode(b"r%d:%b" % (partition, entry)).decode()
+
+
+def read_cursor(cursor: str, partitions: int) -> tuple[int, bytes]:
+    """Where to go on, after which entry. Raises `ValueError` for a foreign cursor."""
+    try:
+        mark, colon, entry = base64.urlsafe_b64decode(cursor).partition(b":")
+        if mark[:1] == b"r" and colon and mark[1:].isdigit() and int(mark[1:]) < partitions:
+            return int(mark[1:]), entry
+    except ValueError:
+        pass
+    raise ValueError(f"cursor {cursor[:80]!r} is none of this store's")
+
+
+def encoded(name: str) -> bytes:
+    # Nothing with a lone surrogate is ever stored, but one may ask for it, and is told that it is not there.
+    return name.encode(errors="surrogatepass")
+
+
+def _escaped(name: str) -> bytes:
+    return encoded(name).replace(b"\0", b"\0\1")
+
+
+def _unescaped(part: bytes) -> str:
+    return part.replace(b"\0\1", b"\0").decode()
+
+
+def _change(write: Write, epoch: int, revision: int, limits: Limits) -> Change:
+    assert not isinstance(write, Drop)
+    if isinstance(write, Set | Restore):
+        lifetime = limits.lifetime_ms(write.ttl_ms)
+        payload = bytes(write.payload)
+        return Change(write.topic, write.key, write.client, payload, None, lifetime, epoch, revision)
+    return Change(write.topic, write.key, write.client, b"", "explicit", 0, epoch, revision)
+
+
+def _read_changes(data: bytes, at: int, count: int | None, reason: Reason | None) -> tuple[list[Change], int]:
+    """`reason`: that of all, or `None` where a byte before each tells."""
+    changes: list[Change] = []
+    while at < len(data) if count is None else len(changes) < count:
+        why: Reason = reason or ("disconnect" if data[at] else "expired")
+        at += reason is None
+        epoch, revision = _REVISION.unpack_from(data, at)
+        topic, at = _sized(data, at + 16)
+        key, at = _sized(data, at)
+        client, at = _sized(data, at)
+        name, _ = read_entry(topic)
+        changes.append(Change(name, key.decode(), client.decode(), b"", why, 0, int(epoch), int(revision)))
+    return changes, at
+
+
+def _sized(data: bytes, at: int) -> tuple[bytes, int]:
+    (size,) = _SIZE.unpack_from(data, at)
+    at += 4
+    return data[at : at + size], at + size
+
+
+def _ms(left: float | None) -> int | None:
+    return None if left is None else math.floor(left / 1000)
+
+
+def _refusal(text: bytes) -> StoreUnavailable:
+    error = StoreUnavailable(f"Redis refused: {text.decode(errors='replace')}")
+    if not text.startswith((b"WRONGTYPE", b"OOM")):
+        raise error  # not about this one write: a replica, say, refuses them all
+    return error
