@@ -1,0 +1,277 @@
+"""The demo in real browser windows: what one person does, another one sees."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from .process import DemoProcess
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+expect.set_options(timeout=20_000)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
+    with DemoProcess(tmp_path_factory.mktemp("demo")) as process:
+        yield process
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("there is no Chromium")
+        pytest.skip("there is no Chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+class Window:
+    """One person's window in a room, and what went wrong in it."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        # Errors of the console too: a violation of the content security policy is one of those.
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+
+    async def enter(self, url: str, room: str) -> None:
+        await self.page.goto(url)
+        await self.page.fill("#name", self.name)
+        await self.page.fill("[name=room]", room)
+        await self.page.click("text=Enter the room")
+        await self.is_live()
+
+    async def is_live(self) -> None:
+        await expect(self.page.locator("#status-text")).to_have_text("Live")
+        await expect(self.page.locator(".chip:has(.you) .name")).to_have_text(self.name)
+
+    async def sees(self, *names: str) -> None:
+        """Exactly these people, oneself first."""
+        await expect(self.page.locator(".chip .name")).to_have_text(list(names))
+
+    async def say(self, text: str) -> None:
+        await self.page.fill("#text", text)
+        await self.page.press("#text", "Enter")
+
+    async def point(self, x: float, y: float) -> None:
+        box = await self.page.locator("#stage").bounding_box()
+        assert box is not None
+        await self.page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+
+    async def sees_cursor(self, name: str, x: float, y: float) -> None:
+        """The other's cursor ends up at this part of one's own stage."""
+        cursor = self.page.locator(".cursor", has_text=name)
+        await expect(cursor).to_have_count(1)
+        await self.page.wait_for_function(
+            """([name, x, y]) => {
+                const stage = document.getElementById("stage").getBoundingClientRect();
+                const cursor = [...document.querySelectorAll(".cursor")].find((one) => one.textContent === name);
+                const at = cursor.getBoundingClientRect();
+                return Math.abs(at.left - stage.left - x * stage.width) < 6
+                    && Math.abs(at.top - stage.top - y * stage.height) < 6;
+            }""",
+            arg=[name, x, y],
+            timeout=20_000,
+        )
+
+
+@asynccontextmanager
+async def windows(
+    demo: DemoProcess, room: str, *names: str, sizes: tuple[tuple[int, int], ...] = ((900, 700), (400, 800))
+) -> AsyncIterator[list[Window]]:
+    """People in a room, each with a browser window of its own; nothing may go wrong in any of them."""
+    async with chromium() as browser:
+        entered = []
+        for index, name in enumerate(names):
+            width, height = sizes[index % len(sizes)]
+            page = await browser.new_page(viewport={"width": width, "height": height})
+            entered.append(Window(page, name))
+            await entered[-1].enter(demo.url, room)
+        yield entered
+        assert {window.name: window.errors for window in entered} == {name: [] for name in names}
+
+
+async def test_two_windows_see_each_other_and_one_that_closes_is_gone(demo: DemoProcess) -> None:
+    async with windows(demo, "Presence", "Ada", "Grace") as (ada, grace):
+        await ada.sees("Ada", "Grace")
+        await grace.sees("Grace", "Ada")
+        await expect(ada.page.locator("#count")).to_have_text("2 people here")
+        await grace.point(0.5, 0.5)
+        await ada.sees_cursor("Grace", 0.5, 0.5)
+        await grace.page.locator("#text").press_sequentially("I am")
+        await expect(ada.page.locator("#typing-text")).to_have_text("Grace is typing")
+        await grace.page.close()
+        await ada.sees("Ada")
+        await expect(ada.page.locator(".cursor")).to_have_count(0)
+        await expect(ada.page.locator("#typing-text")).to_be_empty()
+        await expect(ada.page.locator("#count")).to_have_text("Only you are here")
+        await expect(ada.page.locator(".line")).to_have_text(["Grace joined", "Grace left"])
+
+
+async def test_messages_reach_the_other_and_are_there_after_a_reload(demo: DemoProcess) -> None:
+    async with windows(demo, "Messages", "Ada", "Grace") as (ada, grace):
+        await expect(grace.page.locator("#empty")).to_be_visible()
+        await ada.say("Hello Grace")
+        await expect(grace.page.locator(".message:not(.mine) .bubble")).to_have_text(["Hello Grace"])
+        await expect(grace.page.locator("#empty")).to_be_hidden()
+        await grace.say("Hello\nAda")
+        await expect(ada.page.locator(".bubble")).to_have_text(["Hello Grace", "Hello\nAda"])
+        await expect(ada.page.locator(".message.mine .bubble")).to_have_text(["Hello Grace"])
+        await ada.page.reload()
+        await ada.is_live()
+        await expect(ada.page.locator(".bubble")).to_have_text(["Hello Grace", "Hello\nAda"])
+        await expect(ada.page.locator(".message.mine .bubble")).to_have_text(["Hello Grace"])
+        await grace.sees("Grace", "Ada")
+
+
+async def test_typing_is_seen_by_others_and_ends(demo: DemoProcess) -> None:
+    async with windows(demo, "Typing", "Ada", "Grace", "Hedy") as (ada, grace, hedy):
+        seen = ada.page.locator("#typing-text")
+        await grace.page.locator("#text").press_sequentially("W")
+        await expect(seen).to_have_text("Grace is typing")
+        await expect(ada.page.locator(".chip.busy .name")).to_have_text(["Grace"])
+        await expect(grace.page.locator("#typing-text")).to_be_empty()
+        await hedy.page.locator("#text").press_sequentially("Y")
+        await expect(seen).to_have_text(re.compile("^(Grace and Hedy|Hedy and Grace) are typing$"))
+        await grace.page.press("#text", "Backspace")
+        await expect(seen).to_have_text("Hedy is typing")
+        await hedy.page.press("#text", "Enter")
+        await expect(seen).to_be_empty()
+        await grace.page.locator("#text").press_sequentially("Who stops in mid-sentence is forgotten after 5 s")
+        await expect(seen).to_have_text("Grace is typing")
+        await expect(seen).to_be_empty()
+
+
+async def test_cursors_point_at_the_same_part_of_windows_of_any_size(demo: DemoProcess) -> None:
+    async with windows(demo, "Cursors", "Ada", "Grace") as (ada, grace):
+        await ada.point(0.25, 0.75)
+        await grace.sees_cursor("Ada", 0.25, 0.75)
+        for step in range(30):
+            await ada.point(0.25 + step / 100, 0.5)
+        await ada.point(0.9, 0.1)
+        await grace.sees_cursor("Ada", 0.9, 0.1)
+        await expect(ada.page.locator(".cursor")).to_have_count(0)
+        await grace.point(0.4, 0.4)
+        await ada.sees_cursor("Grace", 0.4, 0.4)
+        await ada.page.mouse.move(5, 5)
+        await expect(grace.page.locator(".cursor")).to_have_count(0)
+
+
+async def test_after_a_restart_of_the_server_both_come_back_by_themselves(tmp_path: Path) -> None:
+    with DemoProcess(tmp_path) as own:
+        async with windows(own, "Restart", "Ada", "Grace") as (ada, grace):
+            await ada.say("before")
+            await expect(grace.page.locator(".bubble")).to_have_text(["before"])
+            own.stop()
+            for window in (ada, grace):
+                await expect(window.page.locator("#status-text")).to_have_text("Reconnecting")
+                await expect(window.page.locator("#send")).to_be_disabled()
+                await window.page.fill("#text", "a draft is kept")
+                await window.page.press("#text", "Enter")
+            own.start()
+            for window in (ada, grace):
+                await window.is_live()
+                await expect(window.page.locator("#text")).to_have_value("a draft is kept")
+            await ada.sees("Ada", "Grace")
+            await grace.sees("Grace", "Ada")
+            await grace.say("after")
+            for window in (ada, grace):
+                await expect(window.page.locator(".bubble")).to_have_text(["before", "after"])
+                # While there was no server, the browser said that it could not connect; nothing else went wrong.
+                window.errors = [error for error in window.errors if "ERR_CONNECTION" not in error]
+
+
+MARKUP = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
+
+
+async def test_markup_is_shown_as_text(demo: DemoProcess) -> None:
+    name = "<script>x</script><b>Eve</b>"
+    room = "<script>alert(1)</script> & \"'>"
+    async with windows(demo, room, "Ada", name) as (ada, eve):
+        await eve.say(MARKUP)
+        await eve.point(0.3, 0.3)
+        await expect(ada.page.locator("h1")).to_have_text(room)
+        await expect(ada.page).to_have_title(room)
+        await ada.sees("Ada", name)
+        await expect(ada.page.locator(".bubble")).to_have_text([MARKUP])
+        await expect(ada.page.locator(".author")).to_have_text([name])
+        await expect(ada.page.locator(".cursor .label")).to_have_text([name])
+        await expect(ada.page.locator(".line")).to_have_text([f"{name} joined"])
+        await eve.page.locator("#text").press_sequentially("…")
+        await expect(ada.page.locator("#typing-text")).to_have_text(f"{name} is typing")
+        for window in (ada, eve):
+            assert await window.page.locator("body script, main b, img").count() == 0
+        await eve.page.goto(demo.url)
+        await expect(eve.page.locator(".room-name", has_text=room)).to_have_text([room])
+        assert await eve.page.locator("body script, main b").count() == 0
+
+
+async def test_the_list_of_rooms_shows_who_is_where_at_once(demo: DemoProcess) -> None:
+    async with windows(demo, "Lobby", "Ada") as (ada,):
+        watching = await ada.page.context.browser.new_page()  # type: ignore[union-attr]
+        await watching.goto(demo.url)
+        card = watching.locator("li", has=watching.get_by_text("Lobby", exact=True))
+        await expect(card.locator(".present")).to_have_text("1 here")
+        grace = Window(await ada.page.context.browser.new_page(), "Grace")  # type: ignore[union-attr]
+        await grace.enter(demo.url, "Lobby")
+        await expect(card.locator(".present")).to_have_text("2 here")
+        await grace.page.close()
+        await expect(card.locator(".avatar")).to_have_text(["A"])
+        other = Window(await ada.page.context.browser.new_page(), "Hedy")  # type: ignore[union-attr]
+        await other.enter(demo.url, "Made just now")
+        new = watching.locator("li", has=watching.get_by_text("Made just now", exact=True))
+        await expect(new.locator(".present")).to_have_text("1 here")
+        await new.locator("a").click()
+        await expect(watching.locator("h1")).to_have_text("Made just now")
+
+
+async def test_a_new_name_and_colour_are_seen_by_all(demo: DemoProcess) -> None:
+    async with windows(demo, "Names", "Ada", "Grace") as (ada, grace):
+        await ada.page.click("#edit")
+        await ada.page.fill("dialog input >> nth=0", "عائشة 🌙")
+        await ada.page.keyboard.press("Tab")
+        await ada.page.keyboard.press("ArrowRight")
+        await ada.page.get_by_role("button", name="Save").click()
+        await grace.sees("Grace", "عائشة 🌙")
+        await expect(ada.page.locator(".chip:has(.you) .name")).to_have_text("عائشة 🌙")
+        await ada.say("It is still me")
+        await expect(grace.page.locator(".author")).to_have_text(["عائشة 🌙"])
+
+
+async def test_it_works_by_keyboard_alone(demo: DemoProcess) -> None:
+    async with windows(demo, "Keyboard", "Ada", "Grace") as (ada, grace):
+        await expect(ada.page.locator("#text")).to_be_focused()
+        await ada.page.keyboard.type("one line")
+        await ada.page.keyboard.press("Shift+Enter")
+        await ada.page.keyboard.type("and another")
+        await ada.page.keyboard.press("Enter")
+        await expect(grace.page.locator(".bubble")).to_have_text(["one line\nand another"])
+        await expect(ada.page.locator("#text")).to_be_focused()
+        await expect(ada.page.locator("#text")).to_have_value("")

@@ -1,0 +1,116 @@
+"""What Redis has to do while nothing happens: as much as there are processes, whatever is connected or stored."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ephemeral_state.state import UNTIL_DISCONNECT, Topic
+from ephemeral_state.stores import redis as redis_store
+from tests.redis_server import RedisServer, unique_prefix
+
+from .server import Worker, configuration
+from .worker import Subscriber, serve
+
+pytestmark = [pytest.mark.redis, pytest.mark.faults]
+
+PROCESSES = 8
+SECONDS = 6.0  # three beacons
+MOST = 10.0  # operations a second and process
+TOPICS = 20
+
+
+def lua_commands() -> set[str]:
+    """`INFO commandstats` counts what scripts call like what clients send. So these are left out, and the scripts
+    themselves count: none of ours sends any of these from outside a script."""
+    lua = Path(redis_store.__file__).parent / "lua"
+    calls = re.compile(r"redis\.p?call\('(\w+)'")
+    found = {name.lower() for path in lua.glob("*.lua") for name in calls.findall(path.read_text())}
+    return found | {"zcard", "hlen"}  # called by names that are in variables
+
+
+def operations(redis: RedisServer) -> dict[str, int]:
+    """How often clients have sent each command so far."""
+    inner = lua_commands()
+    stats = redis.command("INFO", "commandstats")
+    calls = {name.removeprefix("cmdstat_"): fields["calls"] for name, fields in stats.items()}
+    return {name: count for name, count in calls.items() if name not in inner and name != "info"}
+
+
+def wait_until_quiet(redis: RedisServer) -> None:
+    """Until the layer has told everybody of what was set just now, which takes its time on a busy machine."""
+    deadline = time.monotonic() + 60
+    before = operations(redis)
+    while True:
+        time.sleep(1)
+        after = operations(redis)
+        if sum(after.values()) - sum(before.values()) <= 2 * MOST * PROCESSES or time.monotonic() > deadline:
+            return
+        before = after
+
+
+@pytest.mark.parametrize("layer", ["pubsub", "core"])
+def test_an_idle_process_costs_redis_ten_operations_a_second_whatever_it_holds(layer, redis_server):
+    url = redis_server.url
+    # What one may own is no part of the question.
+    settings = configuration(layer, store_url=url, layer_url=url, prefix=unique_prefix(), MAX_KEYS_PER_CLIENT=10_000)
+    rates = {}
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker("tests.faults.test_cost", settings)) for _ in range(PROCESSES)]
+        for connections, entries in ((PROCESSES, PROCESSES), (PROCESSES, 10_000), (1_000, 10_000)):
+            for number, worker in enumerate(workers):
+                worker.tell(
+                    name=f"{connections}/{entries}/{number}",
+                    connections=connections // PROCESSES,
+                    entries=entries // connections,
+                )
+            assert sum(worker.answer() for worker in workers) == entries
+            wait_until_quiet(redis_server)
+            before, since = operations(redis_server), time.monotonic()
+            time.sleep(SECONDS)
+            after, seconds = operations(redis_server), time.monotonic() - since
+            made = {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+            rates[connections, entries] = sum(made.values()) / seconds / PROCESSES
+            print(f"{connections} connections, {entries} entries: {rates[connections, entries]:.1f}/s, {made}")
+    assert max(rates.values()) <= MOST
+    assert max(rates.values()) - min(rates.values()) < 1
+
+
+class Idler:
+    """What a worker does: it has connections that own something and follow a few topics, and then nothing happens."""
+
+    def __init__(self) -> None:
+        self._here: list[Subscriber] = []
+
+    async def __call__(self, name: str, connections: int, entries: int) -> Any:
+        for subscriber in self._here:
+            if subscriber.wrong is not None:
+                raise subscriber.wrong
+        for subscriber in self._here[1:]:
+            await subscriber.connection.end(abnormal=False)
+        new = [Subscriber(f"{name}/{number}") for number in range(connections)]
+        for subscriber in self._here[:1]:
+            await subscriber.connection.end(abnormal=False)
+        self._here = new
+        for number, subscriber in enumerate(new):
+            await subscriber.connection.subscribe(Topic("", f"topic {number % TOPICS}"))
+        await asyncio.gather(
+            *(
+                subscriber.connection.set(
+                    Topic("", f"topic {entry % TOPICS}"), f"{name}/{number}/{entry}", f"{name} 1", ttl=UNTIL_DISCONNECT
+                )
+                for number, subscriber in enumerate(new)
+                for entry in range(entries)
+            )
+        )
+        return connections * entries
+
+
+if __name__ == "__main__":
+    serve(Idler)

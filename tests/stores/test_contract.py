@@ -1,0 +1,5 @@
+from tests.stores.contract import StoreContract
+
+
+class TestStore(StoreContract):
+    """For memory, for Redis, and for Redis with several partitions."""

@@ -1,0 +1,247 @@
+"""Leases, burying and writing back, on the stores that processes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ephemeral_state.state import Drop, Limits, Peer, Restore, Revision, Set, Topic
+from ephemeral_state.stores.memory import MemoryStore
+
+from .world import ROOM, World, runs
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture(params=["redis", "redis with 5 partitions"])
+def shared(request: pytest.FixtureRequest, redis_url: str, prefix: str) -> World:
+    from ephemeral_state.stores.redis import RedisStore
+    from tests.conformance import ManualClock
+
+    clock = ManualClock()
+    partitions = 5 if request.param.endswith("partitions") else 1
+    store = RedisStore(Limits(), url=redis_url, prefix=prefix, partitions=partitions, timeout=20, clock=clock)
+    return World(store, clock)
+
+
+async def beat(world: World, node: str, lease_ms: int = 12_000) -> dict[str, Peer]:
+    roll = await world.store.beat(node, lease_ms, "{}")
+    return {peer.node: peer for peer in roll.peers}
+
+
+async def owners(world: World, *topics: Topic) -> dict[str, str]:
+    return {e.key: e.client_id for topic in topics or (ROOM,) for e in await world.entries(topic)}
+
+
+@runs
+async def test_a_lease_is_held_from_the_second_beat_on_and_not_after_it_was_given_back(shared: World) -> None:
+    assert not (await shared.store.beat("n", 1000, "{}")).held
+    assert (await shared.store.beat("n", 1000, "{}")).held
+    await shared.store.resign("n")
+    assert not (await shared.store.beat("n", 1000, "{}")).held
+
+
+@runs
+async def test_everybody_sees_everybody_elses_lease_and_link(shared: World) -> None:
+    await beat(shared, "a", 1000)
+    peers = await beat(shared, "b", 5000)
+    assert set(peers) == {"a"}
+    assert peers["a"].remaining_ms == 1000
+    shared.advance(1500)
+    assert (await beat(shared, "b"))["a"].remaining_ms == -500
+
+
+@runs
+async def test_the_dead_are_buried_once_with_everything_their_clients_own(shared: World) -> None:
+    topics = [Topic(str(n), "t") for n in range(20)]
+    await beat(shared, "dead")
+    await beat(shared, "alive")
+    for n, topic in enumerate(topics):
+        await shared.changes(Set(f"d{n % 3}", topic, f"{n}", b"", None, "dead"))
+        await shared.changes(Set("a", topic, f"a{n}", b"", None, "alive"))
+    shared.advance(20_000)
+    peer = (await beat(shared, "alive"))["dead"]
+    changes = await shared.store.bury(peer)
+    assert sorted(int(change.key) for change in changes) == list(range(20))
+    assert {change.reason for change in changes} == {"disconnect"}
+    assert set((await owners(shared, *topics)).values()) == {"a"}
+    assert not await shared.store.bury(peer)
+    assert await beat(shared, "alive") == {}
+
+
+@runs
+async def test_who_renews_in_time_is_not_buried(shared: World) -> None:
+    await beat(shared, "slow", 1000)
+    await shared.changes(Set("c", ROOM, "k", b"", None, "slow"))
+    shared.advance(5000)
+    peer = (await beat(shared, "other"))["slow"]
+    shared.advance(1)
+    await beat(shared, "slow")
+    assert not await shared.store.bury(peer)
+    assert await shared.keys() == ["k"]
+
+
+@runs
+async def test_burying_never_touches_what_a_successor_took_over(shared: World) -> None:
+    await beat(shared, "dead")
+    await shared.changes(Set("d", ROOM, "k", b"old", None, "dead"), Set("s", ROOM, "k", b"new", None, "alive"))
+    shared.advance(20_000)
+    assert not await shared.store.bury((await beat(shared, "alive"))["dead"])
+    assert await owners(shared) == {"k": "s"}
+
+
+@runs
+async def test_a_funeral_that_was_interrupted_is_finished_by_whoever_comes_by(shared: World) -> None:
+    await beat(shared, "dead")
+    await shared.changes(*(Set("d", Topic("", f"{n}"), "k", b"", None, "dead") for n in range(20)))
+    shared.advance(20_000)
+    peer = (await beat(shared, "first"))["dead"]
+    store = shared.store
+    run = store._run  # type: ignore[attr-defined]
+
+    async def dies(script: object, number: int, until: float, *args: object) -> bytes:
+        if b"clear" in args:
+            raise ConnectionError("killed")
+        return bytes(await run(script, number, until, *args))
+
+    store._run = dies  # type: ignore[attr-defined]
+    with pytest.raises(ConnectionError):
+        await store.bury(peer)
+    store._run = run  # type: ignore[attr-defined]
+    peer = (await beat(shared, "second"))["dead"]
+    assert peer.remaining_ms <= 0
+    assert len(await store.bury(peer)) == 20
+
+
+@runs
+async def test_a_dead_node_with_more_entries_than_one_script_removes_is_cleared_whole(shared: World) -> None:
+    await beat(shared, "dead")
+    for client in range(10):
+        await shared.changes(*(Set(f"c{client}", ROOM, f"{client}/{n}", b"", None, "dead") for n in range(200)))
+    shared.advance(20_000)
+    assert len(await shared.store.bury((await beat(shared, "alive"))["dead"])) == 2000
+    assert await shared.store.count() == 0
+
+
+@runs
+async def test_what_was_lost_comes_back_and_what_is_there_is_not_told_again(shared: World) -> None:
+    lost = Restore("c", ROOM, "k", b"x", None, "n", Revision(1, 1))
+    (change,) = await shared.changes(lost)
+    assert (change.client_id, change.payload, change.reason) == ("c", b"x", None)
+    assert await shared.changes(lost) == []
+    assert await owners(shared) == {"k": "c"}
+
+
+@runs
+async def test_a_successors_value_is_never_written_over(shared: World) -> None:
+    before = await shared.set("c", "k", b"old")
+    await shared.set("successor", "k", b"new")
+    stamp = Revision(before.epoch, before.revision)
+    assert await shared.changes(Restore("c", ROOM, "k", b"old", None, "n", stamp)) == []
+    assert await owners(shared) == {"k": "successor"}
+
+
+@pytest.mark.parametrize("first", ["former", "successor"])
+@runs
+async def test_when_both_write_back_the_later_owner_has_it_whoever_comes_first(shared: World, first: str) -> None:
+    restores = {
+        "former": Restore("former", ROOM, "k", b"", None, "n", Revision(5, 1)),
+        "successor": Restore("successor", ROOM, "k", b"", None, "m", Revision(5, 2)),
+    }
+    await shared.changes(restores.pop(first))
+    await shared.changes(*restores.values())
+    assert await owners(shared) == {"k": "successor"}
+
+
+@runs
+async def test_what_a_woken_node_writes_back_survives_its_own_funeral(shared: World) -> None:
+    await beat(shared, "n")
+    change = await shared.changes(Set("c", ROOM, "k", b"", None, "n"))
+    shared.advance(20_000)
+    peer = (await beat(shared, "other"))["n"]
+    assert len(await shared.store.bury(peer)) == 1
+    shared.advance(10)
+    assert not (await shared.store.beat("n", 12_000, "{}")).held
+    await shared.changes(Restore("c", ROOM, "k", b"", None, "n", Revision(change[0].epoch, change[0].revision)))
+    assert not await shared.store.bury(peer)
+    assert await shared.keys() == ["k"]
+    shared.advance(20_000)
+    assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+
+
+@runs
+async def test_a_client_that_left_is_not_at_home_any_more(shared: World) -> None:
+    await beat(shared, "n")
+    await shared.changes(Set("c", ROOM, "k", b"", None, "n"), Drop("c"))
+    await shared.changes(Set("c", ROOM, "k", b"", None, "m"))
+    shared.advance(20_000)
+    assert not await shared.store.bury((await beat(shared, "m"))["n"])
+    assert await shared.keys() == ["k"]
+
+
+@runs
+async def test_a_store_that_lost_everything_says_so_by_its_generation(
+    shared: World, prefix: str, redis_url: str
+) -> None:
+    import redis
+
+    await shared.set("c", "k")
+    before = await shared.store.snapshot(ROOM)
+    await shared.set("c", "l")
+    assert (await shared.store.snapshot(ROOM)).generation == before.generation > 0
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(match=f"{{{prefix}:*"):
+            client.delete(key)
+    shared.advance(1)
+    assert (await shared.store.snapshot(ROOM)).generation == 0
+    await shared.set("c", "k")
+    assert (await shared.store.snapshot(ROOM)).generation > before.generation
+
+
+@runs
+async def test_a_store_of_one_process_has_no_peers() -> None:
+    store = MemoryStore(Limits())
+    roll = await store.beat("n", 1000, "{}")
+    assert (roll.held, roll.peers) == (True, ())
+    assert await store.bury(Peer("p", 0, False, "")) == ()
+    await store.resign("n")
+
+
+def test_every_shared_store_is_one_whose_nodes_need_leases(make_world: Callable[[Limits], World]) -> None:
+    store = make_world(Limits()).store
+    assert store.shared == (type(store).__name__ == "RedisStore")
+
+
+@runs
+async def test_what_a_successor_cleared_is_not_brought_back(shared: World) -> None:
+    (before,) = await shared.changes(Set("ann", ROOM, "k", b"old", None, "n"))
+    await shared.set("bob", "k", b"new")
+    await shared.clear("bob", "k")
+    await shared.set("bob", "other")
+    stamp = Revision(before.epoch, before.revision)
+    assert await shared.changes(Restore("ann", ROOM, "k", b"old", None, "n", stamp)) == []
+    assert await shared.keys() == ["other"]
+
+
+@runs
+async def test_what_was_cleared_for_its_owner_elsewhere_is_not_brought_back(shared: World) -> None:
+    (before,) = await shared.changes(Set("ann", ROOM, "k", b"", None, "n"))
+    await shared.changes(Drop("ann"))
+    stamp = Revision(before.epoch, before.revision)
+    assert await shared.changes(Restore("ann", ROOM, "k", b"", None, "n", stamp)) == []
+
+
+@runs
+async def test_a_key_that_was_first_set_for_a_client_is_its_nodes_once_the_client_sets_it(shared: World) -> None:
+    await beat(shared, "n")
+    await shared.changes(Set("c", ROOM, "k", b"", 60_000), Set("c", ROOM, "k", b"", None, "n"))
+    shared.advance(20_000)
+    assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+
+
+@runs
+async def test_a_store_that_has_lost_only_its_last_writes_gets_them_back(shared: World) -> None:
+    before = await shared.set("x", "x")
+    stamp = Revision(before.epoch, before.revision + 5)
+    assert len(await shared.changes(Restore("c", ROOM, "k", b"", None, "n", stamp))) == 1

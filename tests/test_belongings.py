@@ -1,0 +1,89 @@
+import pytest
+
+from ephemeral_state.belongings import Belongings
+from ephemeral_state.protocol import Event
+from ephemeral_state.state import Change, Clear, Drop, Restore, Revision, Set, Topic
+
+TOPIC = Topic("", "t")
+
+
+class Owner:
+    """Belongings that are told of writes the way a node tells them."""
+
+    def __init__(self):
+        self.belongings = Belongings()
+        self.revision = 0
+
+    def set(self, key, client="c", payload=b"", ttl_ms=None, node="n", now=0):
+        self.revision += 1
+        write = Set(client, TOPIC, key, payload, ttl_ms, node)
+        self.belongings.wrote(write, [Change(TOPIC, key, client, payload, None, ttl_ms, 1, self.revision)], now)
+
+    def hear(self, key, client, reason=None, revision=None):
+        if revision is None:
+            self.revision += 1
+            revision = self.revision
+        self.belongings.heard(TOPIC, [Event(key, client, b"", reason, None, "", Revision(1, revision))])
+
+    def keys(self, now=0):
+        return [restore.key for restore in self.belongings.restores(now)]
+
+
+@pytest.fixture
+def owner():
+    return Owner()
+
+
+def test_what_was_set_is_written_back_with_its_stamp_and_the_time_it_has_left(owner):
+    owner.set("k", payload=b"x", ttl_ms=1000, now=100)
+    assert owner.belongings.restores(400) == [Restore("c", TOPIC, "k", b"x", 700, "n", Revision(1, 1))]
+    assert owner.belongings.restores(1100) == []
+
+
+def test_what_has_no_connection_to_live_with_is_not_written_back(owner):
+    owner.set("k", node="")
+    assert owner.keys() == []
+
+
+def test_a_clear_and_a_drop_take_it_away(owner):
+    owner.set("a")
+    owner.set("b")
+    owner.set("c", client="other")
+    owner.belongings.wrote(Clear("c", TOPIC, "a"), [], 0)
+    owner.belongings.wrote(Clear("nobody", TOPIC, "b"), [], 0)
+    assert owner.keys() == ["b", "c"]
+    owner.belongings.wrote(Drop("c"), [], 0)
+    assert owner.keys() == ["c"]
+    owner.belongings.wrote(Drop("other"), [], 0)
+    assert len(owner.belongings) == 0
+    assert not owner.belongings._places
+
+
+def test_a_key_taken_over_by_a_client_of_this_node_is_the_new_owners(owner):
+    owner.set("k", client="a")
+    owner.set("k", client="b")
+    owner.belongings.wrote(Drop("a"), [], 0)
+    assert [restore.client for restore in owner.belongings.restores(0)] == ["b"]
+
+
+def test_a_key_taken_over_by_somebody_elses_client_is_theirs(owner):
+    owner.set("k")
+    owner.hear("k", "stranger")
+    assert owner.keys() == []
+
+
+def test_what_was_heard_late_takes_nothing_away(owner):
+    owner.hear("k", "stranger", revision=1)
+    owner.revision = 1
+    owner.set("k")
+    owner.hear("k", "stranger", revision=1)
+    assert owner.keys() == ["k"]
+
+
+def test_being_thought_dead_takes_nothing_away_but_expiry_and_a_clear_from_elsewhere_do(owner):
+    for key in "abc":
+        owner.set(key)
+    owner.hear("a", "c", "disconnect")
+    owner.hear("b", "c", "expired")
+    owner.hear("c", "c", "explicit")
+    assert owner.keys() == ["a"]

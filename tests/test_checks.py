@@ -1,0 +1,198 @@
+import socket
+
+import pytest
+from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
+from django.core.checks import Error, run_checks
+from django.core.checks import Warning as Caution
+
+from ephemeral_state import checks
+from ephemeral_state.state import Limits
+from ephemeral_state.stores.memory import MemoryStore
+
+MEMORY_LAYER = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+CORE_LAYER = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
+PUBSUB_LAYER = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"}
+REDIS_STORE = {"BACKEND": "ephemeral_state.stores.redis.RedisStore"}
+
+
+class LayerWithoutGroups(BaseChannelLayer):
+    extensions = ()
+
+
+class LayerOfTheirOwn(InMemoryChannelLayer):
+    pass
+
+
+class CoreLayerOfTheirOwn(BaseChannelLayer):
+    extensions = ("groups",)
+
+
+class PickyStore(MemoryStore):
+    def __init__(self, limits: Limits, *, number: int) -> None:
+        if number < 0:
+            raise ValueError("number is negative")
+        super().__init__(limits)
+
+
+class PickyPolicy:
+    def __init__(self, something):
+        pass
+
+
+def found(settings, ephemeral=None, layer=MEMORY_LAYER):
+    """What `manage.py check` says, as (severity, number, message, hint)."""
+    if ephemeral is not None:
+        settings.EPHEMERAL_STATE = ephemeral
+    settings.CHANNEL_LAYERS = {} if layer is None else {"default": layer}
+    messages = run_checks(tags=["ephemeral_state"])
+    assert all(message.hint for message in messages)
+    return {message.id.removeprefix("ephemeral_state."): message for message in messages}
+
+
+def test_a_project_that_sets_nothing_but_a_layer_has_nothing_to_mend(settings):
+    del settings.EPHEMERAL_STATE
+    assert found(settings) == {}
+
+
+def test_the_checks_are_part_of_every_check_run(settings):
+    settings.EPHEMERAL_STATE = {"NO_SUCH": 1}
+    assert "ephemeral_state.E001" in [message.id for message in run_checks()]
+
+
+def test_all_faults_of_the_setting_are_said_at_once(settings):
+    (message,) = found(settings, {"MAX_TTL": "long", "BACKENDS": "x", "OPTIONS": []}).values()
+    assert isinstance(message, Error)
+    assert message.id == "ephemeral_state.E001"
+    for part in ("MAX_TTL", "BACKENDS", "OPTIONS", "the keys are BACKEND, "):
+        assert part in message.msg
+
+
+@pytest.mark.parametrize("value", [None, [], "memory", 5])
+def test_a_setting_that_is_no_dict_is_an_error(settings, value):
+    settings.EPHEMERAL_STATE = value
+    assert set(found(settings)) == {"E001"}
+
+
+@pytest.mark.parametrize(
+    ("ephemeral", "said"),
+    [
+        ({"BACKEND": "no.such.Store"}, "no.such.Store"),
+        ({"BACKEND": "nodots"}, "nodots"),
+        ({"BACKEND": "ephemeral_state.stores.memory.NoSuch"}, "NoSuch"),
+        ({"BACKEND": "collections.OrderedDict"}, "no subclass"),
+        ({"BACKEND": "ephemeral_state.state.UNTIL_DISCONNECT"}, "no subclass"),
+        ({"OPTIONS": {"url": "redis://localhost"}}, "url"),
+        ({"BACKEND": "tests.test_checks.PickyStore"}, "number"),
+        ({"BACKEND": "tests.test_checks.PickyStore", "OPTIONS": {"number": -1}}, "number is negative"),
+        (REDIS_STORE | {"OPTIONS": {"partitions": 0}}, "partitions"),
+    ],
+)
+def test_a_store_that_cannot_be_made_is_an_error(settings, ephemeral, said):
+    message = found(settings, ephemeral)["E002"]
+    assert isinstance(message, Error)
+    assert said in message.msg
+
+
+def test_a_store_whose_url_cannot_be_read_does_not_give_away_its_password(settings):
+    message = found(settings, REDIS_STORE | {"OPTIONS": {"url": "http://me:secret@host:port"}})["E002"]
+    assert "secret" not in message.msg + message.hint
+
+
+@pytest.mark.parametrize(
+    "path", ["no.such.Policy", "nodots", "collections.OrderedDict", "tests.test_checks.PickyPolicy", "json.dumps"]
+)
+def test_a_policy_that_cannot_be_made_is_an_error(settings, path):
+    message = found(settings, {"POLICY": path})["E003"]
+    assert isinstance(message, Error)
+    assert path in message.msg
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (None, "CHANNEL_LAYERS has no 'default'"),
+        ({"BACKEND": "tests.test_checks.LayerWithoutGroups"}, "no groups"),
+        ({"BACKEND": "no.such.Layer"}, "no.such.Layer"),
+        ({}, "No BACKEND"),
+        (MEMORY_LAYER | {"CONFIG": {"no_such_option": 1}}, "no_such_option"),
+    ],
+)
+def test_a_channel_layer_that_cannot_carry_events_is_an_error(settings, layer, said):
+    message = found(settings, layer=layer)["E004"]
+    assert isinstance(message, Error)
+    assert said in message.msg
+
+
+def test_an_alias_that_is_not_there_is_named(settings):
+    assert "'live'" in found(settings, {"CHANNEL_LAYER": "live"})["E004"].msg
+
+
+def test_independent_faults_are_found_in_one_run(settings):
+    assert set(found(settings, {"BACKEND": "no.Store", "POLICY": "no.Policy"}, layer=None)) == {"E002", "E003", "E004"}
+
+
+@pytest.mark.parametrize("layer", [PUBSUB_LAYER, {"BACKEND": "tests.test_checks.CoreLayerOfTheirOwn"}])
+def test_a_memory_store_behind_a_layer_of_many_processes_is_a_warning(settings, layer):
+    messages = found(settings, {}, layer)
+    assert set(messages) == {"W001"}
+    assert isinstance(messages["W001"], Caution)
+
+
+def test_a_redis_store_behind_an_in_memory_layer_is_a_warning(settings):
+    messages = found(settings, REDIS_STORE)
+    assert set(messages) == {"W003"}
+    assert isinstance(messages["W003"], Caution)
+
+
+def test_subclasses_are_known_for_what_they_are(settings):
+    ours = {"BACKEND": "tests.test_checks.LayerOfTheirOwn"}
+    assert found(settings, {}, ours) == {}
+    assert set(found(settings, REDIS_STORE, ours)) == {"W003"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "version", "warned"),
+    [
+        (CORE_LAYER, "8.0.0", {"W002"}),
+        (CORE_LAYER, "10.1", {"W002"}),
+        (CORE_LAYER, "7.4.1", set()),
+        (CORE_LAYER, "unknown", set()),
+        (PUBSUB_LAYER, "8.1.0", set()),
+    ],
+)
+def test_only_the_core_layer_with_a_new_redis_py_is_a_warning(settings, monkeypatch, layer, version, warned):
+    monkeypatch.setattr(checks.metadata, "version", lambda package: version)
+    assert set(found(settings, REDIS_STORE, layer)) == warned
+
+
+def test_a_core_layer_without_any_redis_py_is_not_ours_to_judge(settings, monkeypatch):
+    def missing(package):
+        raise checks.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(checks.metadata, "version", missing)
+    assert found(settings, REDIS_STORE, CORE_LAYER) == {}
+
+
+def test_no_check_opens_a_connection(settings, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a check went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    store = REDIS_STORE | {"OPTIONS": {"url": "redis://unreachable.invalid:6379"}}
+    assert found(settings, store, PUBSUB_LAYER) == {}
+    assert get_channel_layer() is not None
+
+
+def test_whether_the_store_answers_is_only_asked_with_the_databases(settings):
+    settings.EPHEMERAL_STATE = REDIS_STORE | {"OPTIONS": {"url": "redis://127.0.0.1:1"}}
+    settings.CHANNEL_LAYERS = {"default": PUBSUB_LAYER}
+    assert run_checks() == []
+    (message,) = checks.check_store_answers(None, databases=["default"])
+    assert (message.id, message.level) == ("ephemeral_state.W004", Caution("").level)
+    assert "nothing listens there" in message.msg
+
+
+def test_a_store_that_answers_passes(settings):
+    settings.EPHEMERAL_STATE = {}
+    assert checks.check_store_answers(None, databases=["default"]) == []

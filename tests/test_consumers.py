@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+import uuid
+from typing import Any
+
+import pytest
+from channels.consumer import AsyncConsumer, SyncConsumer
+from channels.generic.http import AsyncHttpConsumer
+from channels.generic.websocket import (
+    AsyncJsonWebsocketConsumer,
+    AsyncWebsocketConsumer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+)
+from channels.layers import get_channel_layer
+from channels.testing import HttpCommunicator, WebsocketCommunicator
+
+from ephemeral_state import api
+from ephemeral_state.broadcast import group_name
+from ephemeral_state.consumers import EphemeralStateConsumer, EphemeralStateMixin, SyncEphemeralStateMixin
+from ephemeral_state.errors import ConnectionGone, NotAccepted, NotConfigured
+
+from .live.app import KINDS
+from .live.peer import Peer
+from .live.server import until
+
+ALL = ["async", "async-json", "async-raw", "sync", "sync-json", "sync-raw"]
+BOTH = ["async", "sync"]
+ASYNC_BASES = [AsyncWebsocketConsumer, AsyncJsonWebsocketConsumer]
+SYNC_BASES = [WebsocketConsumer, JsonWebsocketConsumer]
+ACCEPTS = {"do": "accept"}
+
+
+@pytest.fixture
+def topic() -> str:
+    return uuid.uuid4().hex
+
+
+def peer(kind: str, **query: Any) -> Peer:
+    return Peer(KINDS[kind].as_asgi(), **query)
+
+
+def watching(kind: str, topic: str, **query: Any) -> Peer:
+    return peer(kind, **{"connect": [ACCEPTS, {"do": "subscribe", "topic": topic}], **query})
+
+
+# Which classes
+
+
+class Upper:
+    """Somebody else's mixin, which wraps the whole call and calls on."""
+
+    calls = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        type(self).calls += 1
+        await super().__call__(scope, receive, send)
+
+
+def made(mixin: type, base: type, order: str) -> type:
+    bases = {
+        "left": (mixin, base),
+        "right": (base, mixin),
+        "left, behind another": (Upper, mixin, base),
+        "left, before another": (mixin, Upper, base),
+        "right, behind another": (Upper, base, mixin),
+    }[order]
+
+    async def connect(self: Any) -> None:
+        await self.accept()
+        await self.ephemeral_subscribe(self.scope["topic"])
+        await self.ephemeral_set(self.scope["topic"], "k", "here")
+
+    def connect_sync(self: Any) -> None:
+        self.accept()
+        self.ephemeral_subscribe(self.scope["topic"])
+        self.ephemeral_set(self.scope["topic"], "k", "here")
+
+    body = {"connect": connect if mixin is EphemeralStateMixin else connect_sync, "calls": 0}
+    return type("Made", bases, body)
+
+
+@pytest.mark.parametrize(
+    "order", ["left", "right", "left, behind another", "left, before another", "right, behind another"]
+)
+@pytest.mark.parametrize(
+    ("mixin", "base"),
+    [(EphemeralStateMixin, base) for base in ASYNC_BASES] + [(SyncEphemeralStateMixin, base) for base in SYNC_BASES],
+)
+async def test_the_mixin_works_in_any_order_of_bases(topic: str, mixin: type, base: type, order: str) -> None:
+    consumer = made(mixin, base, order)
+    client = Peer(consumer.as_asgi())
+    client.scope["topic"] = topic
+    async with client:
+        assert (await client.frame())["_orama"] == "ephemeral.snapshot"
+        assert (await client.frame())["key"] == "k"
+        assert [entry.key for entry in await api.alist(topic)] == ["k"]
+    assert await api.alist(topic) == []
+    assert consumer.calls == ("another" in order)
+
+
+@pytest.mark.parametrize("base", [*SYNC_BASES, SyncConsumer])
+def test_the_async_mixin_on_a_sync_consumer_is_refused(base: type) -> None:
+    with pytest.raises(TypeError, match="Wrong is a sync consumer: use SyncEphemeralStateMixin"):
+        type("Wrong", (EphemeralStateMixin, base), {})
+
+
+@pytest.mark.parametrize("base", ASYNC_BASES)
+def test_the_sync_mixin_on_an_async_consumer_is_refused(base: type) -> None:
+    with pytest.raises(TypeError, match="Wrong is an async consumer: use EphemeralStateMixin"):
+        type("Wrong", (SyncEphemeralStateMixin, base), {})
+
+
+async def test_as_asgi_hands_its_arguments_to_the_consumer(topic: str) -> None:
+    class Configured(EphemeralStateMixin, AsyncWebsocketConsumer):
+        def __init__(self, *, greeting: str) -> None:
+            super().__init__()
+            self.greeting = greeting
+
+        async def connect(self) -> None:
+            await self.accept()
+            await self.ephemeral_set(topic, "k", self.greeting)
+
+    app = Configured.as_asgi(greeting="hello")
+    assert app.consumer_class is Configured
+    async with Peer(app):
+        await until(lambda: api.alist(topic))
+        assert [entry.payload for entry in await api.alist(topic)] == [b"hello"]
+
+
+async def test_the_mixin_lets_other_protocols_pass() -> None:
+    class Page(EphemeralStateMixin, AsyncHttpConsumer):
+        async def handle(self, body: bytes) -> None:
+            await self.send_response(200, b"hello")
+
+    response = await HttpCommunicator(Page.as_asgi(), "GET", "/").get_response()
+    assert response["body"] == b"hello"
+
+
+async def test_outside_of_a_websocket_there_is_nothing_to_set_for(topic: str) -> None:
+    with pytest.raises(NotConfigured, match="AsyncText is not serving a WebSocket"):
+        await KINDS["async"]().ephemeral_set(topic, "k")
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_without_a_channel_layer_the_error_says_so(settings: Any, topic: str, kind: str) -> None:
+    settings.CHANNEL_LAYERS = {}
+    async with peer(kind) as client:
+        assert client.sent[0]["type"] == "websocket.accept"  # a consumer that sets nothing needs none
+        client.do("set", topic=topic, key="k")
+        with pytest.raises(NotConfigured, match="CHANNEL_LAYERS"):
+            await client.ended()
+
+
+async def test_the_ready_made_consumer_without_a_channel_layer_fails_at_once(settings: Any) -> None:
+    settings.CHANNEL_LAYERS = {}
+    with pytest.raises(NotConfigured, match="CHANNEL_LAYERS"):
+        async with Peer(EphemeralStateConsumer.as_asgi()) as client:
+            await client.ended()
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_subscribing_before_accepting_is_refused(topic: str, kind: str) -> None:
+    with pytest.raises(NotAccepted, match="accept the connection before subscribing"):
+        async with watching(kind, topic, connect=[{"do": "subscribe", "topic": topic}]) as client:
+            await client.ended()
+
+
+async def test_the_default_policy_forbids_everything(topic: str) -> None:
+    communicator = WebsocketCommunicator(EphemeralStateConsumer.as_asgi(), "/")
+    await communicator.connect()
+    for verb, more in [("subscribe", {}), ("list", {}), ("set", {"key": "k"}), ("clear", {"key": "k"})]:
+        await communicator.send_json_to({"_orama": f"ephemeral.{verb}", "topic": topic, "ref": verb, **more})
+        answer = await communicator.receive_json_from()
+        assert (answer["code"], answer["ref"]) == ("forbidden", verb)
+    await communicator.disconnect()
+    assert await api.alist(topic) == []
+
+
+# Topics
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_namespaces_do_not_mix(topic: str, kind: str) -> None:
+    async with watching(kind, topic, namespace="a") as a, watching(kind, topic, namespace="b") as b:
+        await a.frame()
+        await b.frame()
+        a.do("set", topic=topic, key="k")
+        assert (await a.frame())["key"] == "k"
+        assert await b.settled() == []
+        assert [entry.key for entry in await api.alist(topic, namespace="a")] == ["k"]
+        assert await api.alist(topic, namespace="b") == []
+        assert await api.alist(topic) == []
+
+
+async def test_any_channel_may_join_the_group_of_a_topic(topic: str) -> None:
+    name = group_name("tenant", f"{topic}: / ☃")
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,99}", name)
+    layer = get_channel_layer()
+    channel = await layer.new_channel()
+    await layer.group_add(name, channel)
+    async with peer("async", namespace="tenant") as client:
+        client.do("set", topic=f"{topic}: / ☃", key="k")
+        async with asyncio.timeout(10):
+            message = await layer.receive(channel)
+    assert message["type"] == "ephemeral.events"
+    assert [json.loads(frame)["key"] for frame in message["frames"]] == ["k"]
+    await layer.group_discard(name, channel)
+
+
+def test_group_names_keep_topics_apart() -> None:
+    pairs = [("", "a"), ("a", ""), ("a", "bc"), ("ab", "c"), ("", "abc"), ("1", ":a"), ("", "A"), ("", "a\0")]
+    assert len({group_name(*pair) for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_sets_from_anywhere_reach_the_socket(topic: str, kind: str) -> None:
+    async with watching(kind, topic) as client:
+        await client.frame()
+        await api.aset(topic, "async", 1)
+        assert (await client.frame())["key"] == "async"
+        await asyncio.to_thread(api.set, topic, "thread", 2)
+        assert (await client.frame())["key"] == "thread"
+        thread = threading.Thread(target=api.set, args=(topic, "plain thread"))
+        thread.start()
+        assert (await client.frame())["key"] == "plain thread"
+        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(api.clear, topic, "thread")
+        assert (await client.frame())["reason"] == "explicit"
+        await api.aclear(topic, "async")
+        await api.aclear(topic, "plain thread")
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_what_expires_is_told_soon_and_with_the_last_connection_everything_ends(topic: str, kind: str) -> None:
+    before = asyncio.all_tasks()
+    loop = asyncio.get_running_loop()
+    async with watching(kind, topic) as client:
+        await client.frame()
+        late = []
+        for number in range(3):
+            client.do("set", topic=topic, key=f"{number}", ttl=0.1)
+            await client.frame()
+            set_at = loop.time()
+            assert (await client.frame())["reason"] == "expired"
+            late.append(loop.time() - set_at - 0.1)
+        assert sorted(late)[1] < 0.25
+        client.do("set", topic=topic, key="k", ttl=30)
+        await client.frame()
+    await until(lambda: asyncio.all_tasks() == before, "without tasks")
+    assert not [thread.name for thread in threading.enumerate() if "ephemeral" in thread.name]
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_subscribing_twice_gives_a_second_snapshot_and_every_change_once(topic: str, kind: str) -> None:
+    async with watching(kind, topic) as client:
+        assert (await client.frame())["entries"] == []
+        client.do("set", topic=topic, key="a")
+        assert (await client.frame())["key"] == "a"
+        client.do("subscribe", topic=topic)
+        assert [entry["key"] for entry in (await client.frame())["entries"]] == ["a"]
+        client.do("set", topic=topic, key="b")
+        assert (await client.frame())["key"] == "b"
+        assert await client.settled() == []
+        client.do("unsubscribe", topic=topic)
+        client.do("set", topic=topic, key="c")
+        assert await client.settled() == []
+        client.do("unsubscribe", topic=topic)
+        client.do("subscribe", topic=topic)
+        assert len((await client.frame())["entries"]) == 3
+
+
+# Handling events oneself
+
+
+def handling(kind: str, topic: str, **body: Any) -> type:
+    mixin, base = {
+        "async": (EphemeralStateMixin, AsyncWebsocketConsumer),
+        "sync": (SyncEphemeralStateMixin, WebsocketConsumer),
+    }[kind]
+
+    async def connect(self: Any) -> None:
+        await self.accept()
+        await self.ephemeral_subscribe(topic)
+
+    def connect_sync(self: Any) -> None:
+        self.accept()
+        self.ephemeral_subscribe(topic)
+
+    return type("Handling", (mixin, base), {"connect": connect if kind == "async" else connect_sync, **body})
+
+
+@pytest.mark.parametrize("kind", BOTH)
+async def test_an_overridden_event_handler_decides_what_is_sent(topic: str, kind: str) -> None:
+    await api.aset(topic, "old", "1")
+    await api.aset(topic, "secret", "1")
+    async with watching(f"{kind}-reshaping", topic) as client:
+        assert (await client.frame())["entries"] == []
+        assert await client.frame() == ["set", "old", "1", None]
+        await api.aset(topic, "secret", "2")
+        await api.aset(topic, "new", "2")
+        assert await client.frame() == ["set", "new", "2", None]
+        for key in ("secret", "new", "old"):
+            await api.aclear(topic, key)
+        assert await client.frame() == ["clear", "new", "", "explicit"]
+        assert await client.frame() == ["clear", "old", "", "explicit"]
+
+
+@pytest.mark.parametrize("kind", BOTH)
+async def test_an_overridden_snapshot_handler_decides_what_is_sent(topic: str, kind: str) -> None:
+    async def snapshot(self: Any, event: dict[str, Any]) -> None:
+        await self.send(json.dumps([entry.key for entry in event["entries"]]))
+
+    def snapshot_sync(self: Any, event: dict[str, Any]) -> None:
+        self.send(json.dumps([entry.key for entry in event["entries"]]))
+
+    consumer = handling(kind, topic, ephemeral_snapshot=snapshot if kind == "async" else snapshot_sync)
+    await api.aset(topic, "k")
+    async with Peer(consumer.as_asgi()) as client:
+        assert await client.frame() == ["k"]
+        await api.aclear(topic, "k")
+        assert (await client.frame())["_orama"] == "ephemeral.clear"
+
+
+class Slow:
+    """An event handler that waits until it may, and notices when it is not alone."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.may_here = asyncio.Event()
+        self.seen: list[tuple[str, bytes]] = []
+        self.inside = 0
+        self.crowded = False
+
+    def let_go(self) -> None:
+        self.may.set()
+        self.may_here.set()
+
+    def enter(self, what: tuple[str, bytes]) -> None:
+        self.inside += 1
+        self.crowded = self.crowded or self.inside > 1
+        self.seen.append(what)
+
+    def leave(self) -> None:
+        self.inside -= 1
+
+    def body(self, kind: str) -> dict[str, Any]:
+        async def event(_: Any, event: dict[str, Any]) -> None:
+            self.enter((event["key"], event["payload"]))
+            await self.may_here.wait()
+            self.leave()
+
+        async def receive(_: Any, text_data: str) -> None:
+            self.enter(("received", text_data.encode()))
+            await asyncio.sleep(0)
+            self.leave()
+
+        def event_sync(_: Any, event: dict[str, Any]) -> None:
+            self.enter((event["key"], event["payload"]))
+            self.may.wait(30)
+            self.leave()
+
+        def receive_sync(_: Any, text_data: str) -> None:
+            self.enter(("received", text_data.encode()))
+            self.leave()
+
+        if kind == "async":
+            return {"ephemeral_event": event, "receive": receive}
+        return {"ephemeral_event": event_sync, "receive": receive_sync}
+
+
+@pytest.mark.parametrize("kind", BOTH)
+async def test_a_slow_handler_is_never_concurrent_and_gets_the_newest_value_of_each_key(topic: str, kind: str) -> None:
+    slow = Slow()
+    consumer = handling(kind, topic, **slow.body(kind))
+    async with Peer(consumer.as_asgi()) as client:
+        await client.frame()
+        await api.aset(topic, "first", "0")
+        await until(lambda: slow.seen, "busy")
+        for number in range(50):
+            await api.aset(topic, "a", f"{number}")
+            await api.aset(topic, "b", f"{number}")
+        await api.aset(topic, "came and went")
+        await api.aclear(topic, "came and went")
+        await api.aclear(topic, "first")
+        client.arrive("websocket.receive", text="hello")
+        await api.aset(topic, "last")
+        slow.let_go()
+        await until(lambda: ("last", b"") in slow.seen, "last")
+        await until(lambda: ("received", b"hello") in slow.seen, "received")
+    told = [what for what in slow.seen if what[0] != "received"]
+    assert told == [("first", b"0"), ("a", b"49"), ("b", b"49"), ("first", b""), ("last", b"")]
+    assert not slow.crowded
+    for key in ("a", "b", "last"):
+        await api.aclear(topic, key)
+
+
+# Endings that the app asks for
+
+
+@pytest.mark.parametrize("kind", BOTH)
+async def test_calling_websocket_disconnect_clears_and_later_sets_are_refused(topic: str, kind: str) -> None:
+    outcome: list[object] = []
+
+    async def receive(self: Any, text_data: str) -> None:
+        await self.ephemeral_set(topic, "k")
+        outcome.append(len(await self.ephemeral_list(topic)))
+        try:
+            await self.websocket_disconnect({"type": "websocket.disconnect", "code": 1000})
+        finally:
+            outcome.append(len(await self.ephemeral_list(topic)))
+            try:
+                await self.ephemeral_set(topic, "k")
+            except ConnectionGone as error:
+                outcome.append(str(error))
+
+    def receive_sync(self: Any, text_data: str) -> None:
+        self.ephemeral_set(topic, "k")
+        outcome.append(len(self.ephemeral_list(topic)))
+        try:
+            self.websocket_disconnect({"type": "websocket.disconnect", "code": 1000})
+        finally:
+            outcome.append(len(self.ephemeral_list(topic)))
+            try:
+                self.ephemeral_set(topic, "k")
+            except ConnectionGone as error:
+                outcome.append(str(error))
+
+    consumer = handling(kind, topic, receive=receive if kind == "async" else receive_sync)
+    async with Peer(consumer.as_asgi()) as client:
+        await client.frame()
+        client.arrive("websocket.receive", text="go")
+        await client.ended()
+    assert outcome == [1, 0, "the connection has ended, nothing can be set in its name"]
+    assert await api.alist(topic) == []
+
+
+@pytest.mark.parametrize("mixin", [EphemeralStateMixin, SyncEphemeralStateMixin])
+async def test_a_bare_consumer_ends_with_its_client(topic: str, mixin: type) -> None:
+    base = AsyncConsumer if mixin is EphemeralStateMixin else SyncConsumer
+
+    async def connect(self: Any, message: Any) -> None:
+        await self.send({"type": "websocket.accept"})
+        await self.ephemeral_set(topic, "k")
+
+    def connect_sync(self: Any, message: Any) -> None:
+        self.send({"type": "websocket.accept"})
+        self.ephemeral_set(topic, "k")
+
+    handler = connect if mixin is EphemeralStateMixin else connect_sync
+    consumer = type("Bare", (mixin, base), {"websocket_connect": handler})
+    async with Peer(consumer.as_asgi()):
+        await until(lambda: api.alist(topic))
+    assert await api.alist(topic) == []

@@ -1,0 +1,224 @@
+import asyncio
+import contextvars
+import json
+
+import pytest
+
+from ephemeral_state.delivery import Direct, Dispatched
+from ephemeral_state.protocol import Event
+from ephemeral_state.state import Entry, Revision, Topic
+
+from .waiting import settle, until
+
+TOPIC = Topic("", "t")
+
+
+def set_event(key, text, fresh=False):
+    return Event(key, "c", text.encode(), None, 1000, text, Revision(0, 0), fresh)
+
+
+def clear_event(key):
+    return Event(key, "c", b"", "disconnect", 0, f"clear {key}", Revision(0, 0))
+
+
+class Socket:
+    """A server's `send`: with the gate closed it pushes back, as a full TCP buffer does."""
+
+    def __init__(self):
+        self.texts = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error = None
+        self.lost = []
+        self.delivery = Direct(self.send, self.lost.append)
+
+    async def send(self, message):
+        if self.error:
+            raise self.error
+        self.texts.append(message["text"])
+        await self.gate.wait()
+
+
+async def test_a_socket_that_keeps_up_needs_no_task():
+    socket = Socket()
+    tasks = asyncio.all_tasks()
+    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("a", "2")])
+    assert socket.texts == ["1", "2"]
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_socket_that_pushes_back_gets_the_newest_value_per_key_and_every_clear():
+    socket = Socket()
+    socket.gate.clear()
+    socket.delivery.hear(TOPIC, [set_event("a", "1")])
+    for n in range(100):
+        socket.delivery.hear(TOPIC, [set_event("a", f"a{n}"), set_event("b", f"b{n}")])
+    socket.delivery.hear(TOPIC, [clear_event("b")])
+    assert socket.texts == ["1"]
+    socket.gate.set()
+    await settle()
+    assert socket.texts == ["1", "a99", "clear b"]
+    socket.delivery.hear(TOPIC, [set_event("a", "direct again")])
+    assert socket.texts[-1] == "direct again"
+
+
+async def test_the_rest_of_a_batch_waits_when_the_socket_blocks_in_its_middle():
+    socket = Socket()
+    socket.gate.clear()
+    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2"), set_event("c", "3")])
+    assert socket.texts == ["1"]
+    socket.gate.set()
+    await settle()
+    assert socket.texts == ["1", "2", "3"]
+
+
+async def test_a_socket_that_never_reads_costs_bounded_memory():
+    socket = Socket()
+    socket.gate.clear()
+    for n in range(10_000):
+        socket.delivery.hear(
+            TOPIC, [set_event(f"{n}", "x", fresh=True), set_event("cursor", f"{n}"), clear_event(f"{n}")]
+        )
+    socket.gate.set()
+    await settle()
+    assert socket.texts == ["x", "9999", "clear 0"] or socket.texts == ["x", "clear 0", "9999"]
+    socket.delivery.close()
+
+
+async def test_a_snapshot_that_waits_is_taken_when_it_is_sent():
+    socket = Socket()
+    socket.gate.clear()
+    socket.delivery.hear(Topic("", "other"), [set_event("a", "1")])
+    entries = []
+    socket.delivery.welcome(TOPIC, lambda: entries, ref=9)
+    entries.append(Entry(TOPIC, "k", "c", b"", None))
+    socket.delivery.hear(TOPIC, [set_event("k", "in the snapshot already")])
+    socket.gate.set()
+    await settle()
+    snapshot = json.loads(socket.texts[1])
+    assert [e["key"] for e in snapshot["entries"]] == ["k"]
+    assert snapshot["ref"] == 9
+    assert len(socket.texts) == 2
+
+
+async def test_a_topic_that_is_forgotten_is_not_told():
+    socket = Socket()
+    socket.gate.clear()
+    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    socket.delivery.forget(TOPIC)
+    socket.gate.set()
+    await settle()
+    assert socket.texts == ["1"]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), RuntimeError("Disconnected")])
+async def test_a_failing_send_says_that_the_peer_is_gone_and_nothing_more_is_sent(error):
+    socket = Socket()
+    socket.error = error
+    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    assert socket.lost == [error]
+    socket.error = None
+    socket.delivery.hear(TOPIC, [set_event("a", "3")])
+    socket.delivery.welcome(TOPIC, list, None)
+    assert socket.texts == []
+
+
+async def test_a_send_that_fails_after_pushing_back_says_so_too():
+    socket = Socket()
+    socket.gate.clear()
+    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    socket.error = ConnectionResetError("reset")
+    socket.gate.set()
+    await settle()
+    assert socket.lost == [socket.error]
+
+
+async def test_closing_ends_a_send_that_is_stuck():
+    socket = Socket()
+    socket.gate.clear()
+    before = asyncio.all_tasks()
+    socket.delivery.hear(TOPIC, [set_event("a", "1")])
+    assert asyncio.all_tasks() != before
+    socket.delivery.close()
+    await settle()
+    assert asyncio.all_tasks() == before
+    assert socket.lost == []
+
+
+async def test_a_send_may_suspend_in_any_way_a_coroutine_can():
+    texts = []
+
+    async def send(message):
+        await asyncio.sleep(0)
+        lock = asyncio.Lock()
+        async with lock:
+            await asyncio.sleep(0.001)
+        try:
+            await asyncio.wait_for(asyncio.get_running_loop().create_future(), 0.001)
+        except TimeoutError:
+            texts.append(message["text"])
+
+    delivery = Direct(send, texts.append)
+    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    await until(lambda: texts == ["1", "2"])
+
+
+async def test_a_server_may_hand_out_any_awaitable():
+    done = []
+
+    def send(message):
+        future = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(lambda: (done.append(message["text"]), future.set_result(None)))
+        return future
+
+    delivery = Direct(send, done.append)
+    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    await settle()
+    assert done == ["1", "2"]
+
+
+async def test_a_consumer_with_its_own_handler_gets_messages_one_by_one():
+    woken = []
+    delivery = Dispatched(lambda: woken.append(1))
+    delivery.welcome(TOPIC, lambda: [Entry(TOPIC, "k", "c", b"x", None)], None)
+    delivery.hear(TOPIC, [set_event("k", "1")])
+    assert woken
+    message = delivery.pop()
+    assert (message["type"], message["topic"], len(message["entries"])) == ("ephemeral.snapshot", "t", 1)
+    assert not delivery
+    delivery.hear(TOPIC, [set_event("k", "2"), set_event("k", "3"), clear_event("j")])
+    assert delivery.pop() == {
+        "type": "ephemeral.event",
+        "event": "set",
+        "namespace": "",
+        "topic": "t",
+        "key": "k",
+        "client_id": "c",
+        "payload": b"3",
+        "reason": None,
+        "text": "3",
+    }
+    assert (delivery.pop()["event"], bool(delivery)) == ("clear", False)
+    delivery.close()
+    delivery.hear(TOPIC, [set_event("k", "4")])
+    assert not delivery
+
+
+async def test_a_send_begins_and_ends_in_one_context():
+    # As tracing middleware does it: reset raises in any other context than the one of its set.
+    variable = contextvars.ContextVar("span")
+    gate, texts, lost = asyncio.Event(), [], []
+
+    async def send(message):
+        token = variable.set(message["text"])
+        try:
+            await gate.wait()
+            texts.append(message["text"])
+        finally:
+            variable.reset(token)
+
+    delivery = Direct(send, lost.append)
+    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    gate.set()
+    await settle()
+    assert (texts, lost) == (["1", "2"], [])

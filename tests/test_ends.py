@@ -1,0 +1,196 @@
+"""Ends that nobody announces: the silence of a half-open connection, and the end of the server itself."""
+
+import asyncio
+import json
+
+import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from ephemeral_state import api, lifecycle
+from ephemeral_state.asgi import with_lifespan
+from ephemeral_state.conf import parse
+from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
+from ephemeral_state.errors import InvalidTTL, NotConfigured
+from ephemeral_state.protocol import PING, encode_grace, is_pong
+
+from .waiting import settle, until
+
+
+class Consumer(EphemeralStateMixin, AsyncWebsocketConsumer):
+    ended = None
+
+    async def connect(self):
+        await self.accept()
+        await self.ephemeral_set("t", self.scope["path"], ttl=UNTIL_DISCONNECT, grace=self.scope.get("grace"))
+
+    async def receive(self, text_data=None, bytes_data=None):
+        await self.send(f"heard {text_data}")
+
+    async def disconnect(self, code):
+        type(self).ended = code
+
+
+class Pinging(Consumer):
+    ephemeral_ping_interval = 0.05
+
+
+class Client:
+    """The server's side of a socket, by hand."""
+
+    def __init__(self, application, path="k", **scope):
+        self.inbox = asyncio.Queue()
+        self.sent = []
+        self.inbox.put_nowait({"type": "websocket.connect"})
+        scope = {"type": "websocket", "path": path, **scope}
+        self.task = asyncio.create_task(application(scope, self.inbox.get, self.send))
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    def says(self, text):
+        self.inbox.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def leaves(self, code):
+        self.inbox.put_nowait({"type": "websocket.disconnect", "code": code})
+        await self.task
+
+    @property
+    def texts(self):
+        return [message["text"] for message in self.sent if message["type"] == "websocket.send"]
+
+
+@pytest.fixture(autouse=True)
+def _own_store(settings):
+    settings.EPHEMERAL_STATE = {}
+
+
+async def keys():
+    return [entry.key for entry in await api.alist("t")]
+
+
+async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_ended(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
+    client = Client(Pinging())
+    await until(lambda: PING in client.texts)
+    await until(client.task.done)
+    assert await keys() == []
+    assert Pinging.ended == 1006
+    assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+
+
+async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.2)
+    client = Client(Pinging())
+    for _ in range(5):
+        client.sent.clear()
+        await until(lambda: PING in client.texts)
+        client.says('{"_orama": "ephemeral.pong"}')
+    client.says("hello")
+    await until(lambda: "heard hello" in client.texts)
+    assert not any("pong" in text for text in client.texts)
+    assert await keys() == ["k"]
+    await client.leaves(1000)
+
+
+async def test_a_client_that_does_not_read_and_is_gone_is_ended_though_sending_hangs(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
+    full = asyncio.Event()
+
+    class Stuck(Client):
+        async def send(self, message):
+            self.sent.append(message)
+            if message["type"] != "websocket.accept":
+                await full.wait()
+
+    stuck = Stuck(Pinging())
+    await until(stuck.task.done)
+    assert await keys() == []
+
+
+async def test_without_an_interval_nobody_is_asked():
+    client = Client(Consumer())
+    await until(lambda: client.sent)
+    await asyncio.sleep(0.1)
+    assert client.texts == []
+    await client.leaves(1000)
+
+
+@pytest.mark.parametrize("frame", ['{"_orama":"ephemeral.pong"}', ' { "_orama" : "ephemeral.pong" } '])
+def test_a_pong_is_recognised_however_it_is_written(frame):
+    assert is_pong(frame)
+
+
+@pytest.mark.parametrize("frame", ["", "ephemeral.pong", '{"_orama":"ephemeral.pong","x":1}', '["ephemeral.pong"]'])
+def test_nothing_else_is_taken_for_a_pong(frame):
+    assert not is_pong(frame)
+
+
+@pytest.mark.parametrize(("code", "left"), [(1000, []), (1001, []), (1005, ["k"]), (1006, ["k"]), (1012, ["k"])])
+async def test_only_an_end_without_a_goodbye_has_a_grace(code, left):
+    client = Client(Consumer(), grace=30)
+    await until(lambda: client.sent)
+    await until(lambda: client.sent[0]["type"] == "websocket.accept")
+    await settle()
+    assert await keys() == ["k"]
+    await client.leaves(code)
+    assert await keys() == left
+
+
+async def test_a_handler_that_raises_is_an_end_without_a_goodbye():
+    class Raising(Consumer):
+        async def receive(self, text_data=None, bytes_data=None):
+            raise ZeroDivisionError
+
+    client = Client(Raising(), grace=30)
+    await settle()
+    client.says("x")
+    await asyncio.wait([client.task])
+    assert isinstance(client.task.exception(), ZeroDivisionError)
+    assert await keys() == ["k"]
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), float("inf"), "5", True])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(grace):
+    with pytest.raises(InvalidTTL, match="grace"):
+        encode_grace(grace)
+
+
+@pytest.mark.parametrize("lease", [0, -1, 1.4, "12", float("nan")])
+def test_a_lease_shorter_than_three_beats_is_refused(lease):
+    with pytest.raises(NotConfigured, match="LEASE"):
+        parse({"LEASE": lease})
+
+
+async def test_when_the_server_stops_everything_is_cleared_before_it_says_so():
+    application = with_lifespan(Consumer.as_asgi())
+    clients = [Client(application, path=f"k{n}") for n in range(20)]
+    await until(lambda: all(client.sent for client in clients))
+    await settle()
+    assert len(await keys()) == 20
+    said = []
+    inbox = asyncio.Queue()
+
+    async def send(message):
+        said.append((message["type"], len(await keys())))
+
+    lifespan = asyncio.create_task(application({"type": "lifespan"}, inbox.get, send))
+    inbox.put_nowait({"type": "lifespan.startup"})
+    await until(lambda: said)
+    inbox.put_nowait({"type": "lifespan.shutdown"})
+    await lifespan
+    assert said == [("lifespan.startup.complete", 20), ("lifespan.shutdown.complete", 0)]
+    for client in clients:
+        await client.leaves(1012)
+
+
+async def test_a_server_that_stops_with_nobody_connected_just_stops():
+    said = []
+
+    async def send(message):
+        said.append(json.dumps(message))
+
+    inbox = asyncio.Queue()
+    for event in ("startup", "shutdown"):
+        inbox.put_nowait({"type": f"lifespan.{event}"})
+    await with_lifespan(Consumer.as_asgi())({"type": "lifespan"}, inbox.get, send)
+    assert len(said) == 2

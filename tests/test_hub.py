@@ -1,0 +1,334 @@
+import asyncio
+import json
+import random
+
+import pytest
+
+from ephemeral_state.broadcast import group_name, publish
+from ephemeral_state.delivery import Direct
+from ephemeral_state.errors import StoreUnavailable
+from ephemeral_state.hub import Hub
+from ephemeral_state.state import Clear, Limits, Set, Topic
+from ephemeral_state.stores.memory import MemoryStore
+
+from .lossy import LossyLayer
+from .waiting import settle, until
+
+TOPIC = Topic("", "room")
+
+
+class Client:
+    """A socket that keeps up, and the view its frames make."""
+
+    def __init__(self):
+        self.frames = []
+        self.view = {}
+        self.delivery = Direct(self.send, self.gone)
+        self.lost = None
+
+    async def send(self, message):
+        frame = json.loads(message["text"])
+        self.frames.append(frame)
+        if frame["_orama"] == "ephemeral.snapshot":
+            self.view = {e["key"]: (e["client_id"], e.get("payload")) for e in frame["entries"]}
+        elif frame["_orama"] == "ephemeral.set":
+            self.view[frame["key"]] = (frame["client_id"], frame.get("payload"))
+        else:
+            del self.view[frame["key"]]
+
+    def gone(self, error):
+        self.lost = error
+
+
+class Rig:
+    def __init__(self, **options):
+        self.layer = LossyLayer(**options)
+        self.store = MemoryStore(Limits(max_keys_per_client=10_000))
+        self.hub = Hub(self.store, self.layer, beacon_interval=0.05)
+
+    async def write(self, *writes, tell=True):
+        outcomes = await self.store.apply(writes)
+        if tell:
+            await publish(self.layer, [change for outcome in outcomes for change in outcome.changes])
+
+    async def truth(self, topic=TOPIC):
+        entries = (await self.store.snapshot(topic)).entries
+        return {e.key: e.client_id for e in entries}
+
+
+@pytest.fixture
+async def rig():
+    rig = Rig()
+    yield rig
+    await rig.hub.stop()
+
+
+def owners(client):
+    return {key: owner for key, (owner, _) in client.view.items()}
+
+
+async def test_a_follower_gets_one_snapshot_and_then_the_stream(rig):
+    await rig.write(Set("c", TOPIC, "before"))
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "after"))
+    await until(lambda: len(client.frames) == 2)
+    assert [f["_orama"] for f in client.frames] == ["ephemeral.snapshot", "ephemeral.set"]
+    assert [e["key"] for e in client.frames[0]["entries"]] == ["before"]
+    assert client.frames[1]["key"] == "after"
+
+
+async def test_a_thousand_followers_read_the_store_once_and_join_the_group_once(rig):
+    reads = 0
+    snapshot = rig.store.snapshot
+
+    async def counted(topic):
+        nonlocal reads
+        reads += 1
+        await asyncio.sleep(0.01)
+        return await snapshot(topic)
+
+    rig.store.snapshot = counted
+    clients = [Client() for _ in range(1000)]
+    await asyncio.gather(*(rig.hub.follow(TOPIC, client.delivery) for client in clients))
+    assert reads == 1
+    assert len(rig.layer.groups[group_name(*TOPIC)]) == 1
+    assert all(len(client.frames) == 1 for client in clients)
+
+
+async def test_nothing_is_missed_or_doubled_by_clients_that_join_while_others_write(rig):
+    clients = []
+
+    async def write():
+        for n in range(300):
+            key = f"k{n % 7}"
+            await rig.write(Set("c", TOPIC, key, str(n).encode()) if n % 3 else Clear("c", TOPIC, key))
+            await asyncio.sleep(0)
+
+    async def join():
+        for _ in range(50):
+            client = Client()
+            clients.append(client)
+            await rig.hub.follow(TOPIC, client.delivery)
+            await asyncio.sleep(0.001)
+
+    await asyncio.gather(write(), join())
+    truth = await rig.truth()
+    await until(lambda: all(owners(client) == truth for client in clients))
+    for client in clients:
+        sets = [f.get("payload") for f in client.frames if f["_orama"] == "ephemeral.set"]
+        assert len(sets) == len(set(sets))
+    assert len({tuple(map(str, client.frames[-5:])) for client in clients if len(client.frames) > 5}) == 1
+
+
+async def test_a_lost_last_message_is_repaired_by_the_beacon(rig):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "typing"))
+    await until(lambda: "typing" in client.view)
+    await rig.write(Clear("c", TOPIC, "typing"), tell=False)
+    await until(lambda: not client.view)
+    assert client.frames[-1]["_orama"] == "ephemeral.clear"
+
+
+async def test_a_lost_message_in_the_middle_is_repaired_when_the_next_one_comes(rig):
+    rig.hub._beacon_interval = 3600
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "lost"), tell=False)
+    await rig.write(Set("c", TOPIC, "heard"))
+    await until(lambda: owners(client) == {"lost": "c", "heard": "c"})
+
+
+async def test_one_repair_serves_every_subscriber(rig):
+    reads = 0
+    snapshot = rig.store.snapshot
+
+    async def counted(topic):
+        nonlocal reads
+        reads += 1
+        return await snapshot(topic)
+
+    clients = [Client() for _ in range(100)]
+    for client in clients:
+        await rig.hub.follow(TOPIC, client.delivery)
+    rig.store.snapshot = counted
+    await rig.write(Set("c", TOPIC, "lost"), tell=False)
+    await rig.write(Set("c", TOPIC, "heard"))
+    await until(lambda: all(len(client.view) == 2 for client in clients))
+    assert reads == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_every_view_equals_the_store_however_bad_the_layer(seed):
+    rig = Rig(lose=0.2, delay=0.2, repeat=0.1, seed=seed)
+    rng = random.Random(seed)
+    topics = [Topic("", f"t{n}") for n in range(3)]
+    clients = {topic: [Client() for _ in range(3)] for topic in topics}
+    for topic in topics:
+        for client in clients[topic]:
+            await rig.hub.follow(topic, client.delivery)
+    for n in range(400):
+        topic, key, owner = rng.choice(topics), rng.choice("abcdef"), rng.choice("xyz")
+        await rig.write(Set(owner, topic, key, str(n).encode()) if rng.random() < 0.6 else Clear(owner, topic, key))
+        await asyncio.sleep(0)
+    for topic in topics:
+        truth = await rig.truth(topic)
+        for client in clients[topic]:
+            await until(lambda client=client, truth=truth: owners(client) == truth, 5)
+    await rig.hub.stop()
+
+
+async def test_the_last_to_leave_leaves_the_group(rig):
+    clients = [Client(), Client()]
+    for client in clients:
+        await rig.hub.follow(TOPIC, client.delivery)
+    rig.hub.unfollow(TOPIC, clients[0].delivery)
+    await settle()
+    assert group_name(*TOPIC) in rig.layer.groups
+    rig.hub.unfollow(TOPIC, clients[1].delivery)
+    await until(lambda: group_name(*TOPIC) not in rig.layer.groups)
+
+
+async def test_leaving_and_coming_back_at_once_keeps_the_membership(rig):
+    client = Client()
+    for n in range(50):
+        await rig.hub.follow(TOPIC, client.delivery)
+        rig.hub.unfollow(TOPIC, client.delivery)
+        if n % 2:
+            await settle()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "k"))
+    await until(lambda: "k" in client.view)
+
+
+async def test_a_follower_that_gives_up_waiting_takes_nothing_from_the_others(rig):
+    gate = asyncio.Event()
+    snapshot = rig.store.snapshot
+
+    async def slow(topic):
+        await gate.wait()
+        return await snapshot(topic)
+
+    rig.store.snapshot = slow
+    impatient, patient = Client(), Client()
+    first = asyncio.create_task(rig.hub.follow(TOPIC, impatient.delivery))
+    second = asyncio.create_task(rig.hub.follow(TOPIC, patient.delivery))
+    await settle()
+    first.cancel()
+    await asyncio.wait([first])
+    gate.set()
+    await second
+    assert len(patient.frames) == 1
+    assert impatient.frames == []
+
+
+async def test_a_store_that_fails_at_the_beginning_fails_the_follower_and_leaves_nothing(rig):
+    async def fails(topic):
+        raise StoreUnavailable("no")
+
+    snapshot, rig.store.snapshot = rig.store.snapshot, fails
+    client = Client()
+    with pytest.raises(StoreUnavailable):
+        await rig.hub.follow(TOPIC, client.delivery)
+    await until(lambda: group_name(*TOPIC) not in rig.layer.groups)
+    rig.store.snapshot = snapshot
+    await rig.hub.follow(TOPIC, client.delivery)
+    assert len(client.frames) == 1
+
+
+async def test_a_store_that_fails_for_a_while_is_followed_again(rig):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    failures = 0
+    revisions = rig.store.revisions
+
+    async def fails(topics):
+        nonlocal failures
+        failures += 1
+        raise StoreUnavailable("no")
+
+    rig.store.revisions = fails
+    await rig.write(Set("c", TOPIC, "k"), tell=False)
+    await until(lambda: failures >= 3)
+    rig.store.revisions = revisions
+    await until(lambda: "k" in client.view)
+
+
+async def test_messages_that_cannot_be_read_are_ignored_and_what_they_said_is_repaired(rig, caplog):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "k"), tell=False)
+    await rig.layer.group_send(group_name(*TOPIC), {"type": "ephemeral.events", "version": 99})
+    await until(lambda: "k" in client.view)
+    assert "version 99" in caplog.text
+
+
+async def test_stopping_leaves_no_task_and_no_group():
+    rig = Rig()
+    before = asyncio.all_tasks()
+    for n in range(10):
+        await rig.hub.follow(Topic("", f"{n}"), Client().delivery)
+    await rig.hub.stop()
+    assert asyncio.all_tasks() == before
+    assert rig.layer.groups == {}
+
+
+def test_group_names_are_valid_for_every_layer_and_never_collide():
+    layer = LossyLayer()
+    topics = [("", "t"), ("t", ""), ("a", "b:c"), ("a:b", "c"), ("", "é\0" * 5000), ("1", "1:x"), ("11", ":x")]
+    names = [group_name(*topic) for topic in topics]
+    assert len(set(names)) == len(topics)
+    for name in names:
+        layer.require_valid_group_name(name)
+
+
+async def test_what_the_stream_brings_while_the_beacon_asks_is_no_sign_that_the_store_went_back():
+    rig = Rig()
+    went_back = 0
+
+    def count():
+        nonlocal went_back
+        went_back += 1
+
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=count)
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "k"))
+    revisions, asked = rig.store.revisions, 0
+
+    async def slow(topics):
+        nonlocal asked
+        answer = await revisions(topics)
+        heard = len(client.frames)
+        await rig.write(Set("c", TOPIC, "k"))
+        await until(lambda: len(client.frames) > heard)
+        asked += 1
+        return answer
+
+    rig.store.revisions = slow
+    await until(lambda: asked == 3)
+    await rig.hub.stop()
+    assert went_back == 0
+
+
+async def test_a_timeout_of_some_middleware_does_not_make_the_hub_deaf(rig):
+    rig.hub._beacon_interval = 3600
+    stuck = asyncio.Event()
+
+    async def send(message):
+        if "ephemeral.snapshot" in message["text"]:
+            return
+        async with asyncio.timeout(0.02):  # it takes the task that steps it for its own
+            await stuck.wait()
+
+    hearing = Client()
+    await rig.hub.follow(TOPIC, hearing.delivery)
+    slow = Direct(send, lambda error: None)
+    await rig.hub.follow(TOPIC, slow)
+    await rig.write(Set("c", TOPIC, "first"))
+    await until(lambda: "first" in hearing.view)
+    await asyncio.sleep(0.1)
+    await rig.write(Set("c", TOPIC, "second"))
+    await until(lambda: "second" in hearing.view)
+    slow.close()

@@ -1,0 +1,261 @@
+import asyncio
+import json
+import logging
+import time
+
+import pytest
+
+from ephemeral_state import node as node_module
+from ephemeral_state.broadcast import group_name
+from ephemeral_state.conf import Settings
+from ephemeral_state.errors import PayloadTooLarge, StoreUnavailable, TooManyKeys
+from ephemeral_state.node import Node, wait_in
+from ephemeral_state.state import UNTIL_DISCONNECT, Clear, Drop, Limits, Restore, Set, Topic
+from ephemeral_state.stores.memory import MemoryStore
+
+from .lossy import LossyLayer
+from .waiting import settle, until
+
+TOPIC = Topic("", "t")
+MEMBER = object()
+
+
+class SlowStore(MemoryStore):
+    """A store with a round trip, which can be down."""
+
+    def __init__(self, limits):
+        super().__init__(limits)
+        self.batches = []
+        self.down = False
+
+    async def apply(self, writes):
+        self.batches.append(list(writes))
+        await asyncio.sleep(0.002)
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        return await super().apply(writes)
+
+
+@pytest.fixture
+def layer(monkeypatch):
+    layer = LossyLayer()
+    monkeypatch.setattr(node_module, "find_layer", lambda alias: layer)
+    return layer
+
+
+@pytest.fixture
+def node(layer):
+    return Node(Settings(), SlowStore(Limits()))
+
+
+async def live(node, topic=TOPIC):
+    return {e.key: e.client_id for e in (await node.store.snapshot(topic)).entries}
+
+
+async def listen(layer, topic=TOPIC):
+    channel = await layer.new_channel()
+    await layer.group_add(group_name(*topic), channel)
+    return channel
+
+
+async def test_what_queues_while_a_batch_is_under_way_goes_as_the_next_one(node, layer):
+    await asyncio.gather(*(node.write(Set("c", TOPIC, f"{n}")) for n in range(50)))
+    assert [len(batch) for batch in node.store.batches] == [50]
+    node.store.batches.clear()
+    first = asyncio.create_task(node.write(Set("c", TOPIC, "first")))
+    await settle()
+    await asyncio.gather(first, *(node.write(Set("c", TOPIC, f"{n}")) for n in range(20)))
+    assert [len(batch) for batch in node.store.batches] == [1, 20]
+
+
+async def test_a_batch_is_one_group_message_per_topic(node, layer):
+    topics = [Topic("", "a"), Topic("", "b")]
+    channels = [await listen(layer, topic) for topic in topics]
+    await asyncio.gather(*(node.write(Set("c", topics[n % 2], f"{n}")) for n in range(40)))
+    assert layer.sent == 2
+    for channel in channels:
+        message = await layer.receive(channel)
+        assert message["type"] == "ephemeral.events"
+        assert len(message["frames"]) == 20
+
+
+async def test_one_refused_write_in_a_batch_fails_alone(node):
+    results = await asyncio.gather(
+        node.write(Set("c", TOPIC, "a")),
+        node.write(Set("c", TOPIC, "b", b"x" * 20_000)),
+        *(node.write(Set("greedy", TOPIC, f"g{n}")) for n in range(257)),
+        node.write(Set("c", TOPIC, "z")),
+        return_exceptions=True,
+    )
+    errors = [result for result in results if isinstance(result, Exception)]
+    assert [type(error) for error in errors] == [PayloadTooLarge, TooManyKeys]
+    assert len(await live(node)) == 258
+
+
+async def test_a_write_is_not_acknowledged_before_it_is_stored(node):
+    await node.write(Set("c", TOPIC, "k"))
+    assert await live(node) == {"k": "c"}
+
+
+async def test_a_set_that_was_under_way_when_its_owner_left_is_cleared(node):
+    setting = asyncio.create_task(node.write(Set("c", TOPIC, "k")))
+    await settle()
+    setting.cancel()
+    await node.write(Drop("c"))
+    assert await live(node) == {}
+
+
+async def test_a_cancelled_caller_gives_up_the_answer_and_not_the_others_writes(node):
+    writes = [asyncio.create_task(node.write(Set("c", TOPIC, f"{n}"))) for n in range(5)]
+    await settle()
+    writes[2].cancel()
+    await asyncio.wait(writes)
+    assert len(await live(node)) == 5
+
+
+async def test_nothing_runs_when_nothing_is_to_be_done(node):
+    before = asyncio.all_tasks()
+    node.join(MEMBER)
+    await node.write(Set("c", TOPIC, "k", ttl_ms=50))
+    await node.leave(MEMBER)
+    await settle()
+    assert asyncio.all_tasks() == before
+    assert node.idle
+
+
+async def test_a_deadline_is_published_within_250_ms(node, layer):
+    channel = await listen(layer)
+    node.join(MEMBER)
+    await node.write(Set("c", TOPIC, "k", ttl_ms=300))
+    deadline = time.monotonic() + 0.3
+    await layer.receive(channel)
+    async with asyncio.timeout(5):
+        message = await layer.receive(channel)
+    assert json.loads(message["frames"][0])["reason"] == "expired"
+    assert -0.02 < time.monotonic() - deadline < 0.25
+    await node.leave(MEMBER)
+
+
+async def test_a_deadline_that_is_moved_back_is_kept(node, layer):
+    channel = await listen(layer)
+    node.join(MEMBER)
+    await node.write(Set("c", TOPIC, "k", ttl_ms=100))
+    await node.write(Set("c", TOPIC, "k", ttl_ms=400))
+    deadline = time.monotonic() + 0.4
+    await layer.receive(channel)
+    await layer.receive(channel)
+    async with asyncio.timeout(5):
+        await layer.receive(channel)
+    assert time.monotonic() > deadline - 0.02
+    await node.leave(MEMBER)
+
+
+async def test_a_store_that_is_down_fails_sets_with_an_error_of_their_own(node, caplog):
+    node.store.down = True
+    results = await asyncio.gather(*(node.write(Set("c", TOPIC, f"{n}")) for n in range(5)), return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailable) for result in results)
+    assert len({id(result) for result in results}) == 5
+
+
+async def test_what_queues_behind_a_store_that_does_not_answer_waits_no_second_time(node):
+    calls = 0
+
+    async def hangs(writes):
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.05)
+        raise StoreUnavailable("no answer")
+
+    node.store.apply = hangs
+    writes = [asyncio.create_task(node.write(Set("c", TOPIC, f"{n}"))) for n in range(3)]
+    await until(lambda: calls)
+    writes += [asyncio.create_task(node.write(Set("c", TOPIC, f"late {n}"))) for n in range(1000)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailable) for result in results)
+    assert calls == 1
+
+
+async def test_what_must_be_done_is_done_when_the_store_is_back_and_the_log_says_it_once(node, caplog, monkeypatch):
+    monkeypatch.setattr(node_module, "_RETRY", 0.01)
+    caplog.set_level(logging.WARNING, "ephemeral_state")
+    for client in "abc":
+        await node.write(Set(client, TOPIC, client))
+    node.store.down = True
+    await asyncio.gather(node.finish(Drop("a")), node.finish(Clear("b", TOPIC, "b")))
+    for _ in range(20):
+        with pytest.raises(StoreUnavailable):
+            await node.write(Set("c", TOPIC, "c"))
+    node.store.down = False
+    await until(lambda: node.idle)
+    assert await live(node) == {"c": "c"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "the store fails: StoreUnavailable('the store is down')",
+        "the store works again",
+    ]
+
+
+async def test_a_clear_that_is_owed_never_removes_a_later_set(node, monkeypatch):
+    monkeypatch.setattr(node_module, "_RETRY", 0.01)
+    await node.write(Set("a", TOPIC, "k", b"old"))
+    node.store.down = True
+    await node.finish(Clear("a", TOPIC, "k"))
+    node.store.down = False
+    await node.write(Set("a", TOPIC, "k", b"new"))
+    await until(lambda: node.idle)
+    assert await live(node) == {"k": "a"}
+
+
+async def test_a_layer_that_fails_does_not_fail_the_write_and_the_log_says_it_once(node, layer, caplog):
+    layer.failing = True
+    for n in range(5):
+        await node.write(Set("c", TOPIC, f"{n}"))
+    layer.failing = False
+    await node.write(Set("c", TOPIC, "last"))
+    assert len(await live(node)) == 6
+    assert [record.getMessage() for record in caplog.records] == [
+        "publishing fails: ConnectionError('the layer is down')",
+        "publishing works again",
+    ]
+
+
+async def test_a_store_with_a_bug_answers_with_unavailable_and_stays_usable(node, caplog):
+    apply = node.store.apply
+
+    async def broken(writes):
+        raise ZeroDivisionError
+
+    node.store.apply = broken
+    with pytest.raises(StoreUnavailable):
+        await node.write(Set("c", TOPIC, "k"))
+    node.store.apply = apply
+    await node.write(Set("c", TOPIC, "k"))
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_waiting_for_a_loop_inside_a_loop_is_refused_at_once():
+    async def nothing():
+        return None
+
+    with pytest.raises(RuntimeError, match="async form"):
+        wait_in(asyncio.get_running_loop(), nothing)
+
+
+def test_until_disconnect_has_no_deadline():
+    assert repr(UNTIL_DISCONNECT) == "UNTIL_DISCONNECT"
+    assert Limits().lifetime_ms(None) is None
+
+
+async def test_whoever_is_leaving_when_things_are_written_back_does_not_come_back(layer, monkeypatch):
+    monkeypatch.setattr(node_module, "_JITTER", 0)
+
+    class Shared(SlowStore):
+        shared = True
+
+    node = Node(Settings(), Shared(Limits()))
+    await node.write(Set("leaver", TOPIC, "k", b"", None, node.id))
+    leaving = asyncio.create_task(node.write(Drop("leaver")))
+    await until(lambda: any(isinstance(write, Drop) for batch in node.store.batches for write in batch))
+    node._restore_soon()  # while the store is at it
+    await leaving
+    await until(lambda: node._restoring is None)
+    assert not [write for batch in node.store.batches for write in batch if isinstance(write, Restore)]

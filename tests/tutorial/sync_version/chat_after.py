@@ -1,0 +1,39 @@
+import json
+
+from asgiref.sync import async_to_sync
+from channels.generic.websocket import WebsocketConsumer
+
+from ephemeral_state.consumers import SyncEphemeralStateMixin
+
+
+class ChatConsumer(SyncEphemeralStateMixin, WebsocketConsumer):
+    def connect(self):
+        self.room_name = self.scope["url_route"]["kwargs"]["room_name"]
+        self.room_group_name = f"chat_{self.room_name}"
+
+        # Join room group
+        async_to_sync(self.channel_layer.group_add)(self.room_group_name, self.channel_name)
+
+        self.accept()
+        self.ephemeral_subscribe(self.room_name)
+
+    def disconnect(self, close_code):
+        # Leave room group
+        async_to_sync(self.channel_layer.group_discard)(self.room_group_name, self.channel_name)
+
+    # Receive message from WebSocket
+    def receive(self, text_data):
+        text_data_json = json.loads(text_data)
+        if "typing" in text_data_json:
+            return self.ephemeral_set(self.room_name, self.channel_name, text_data_json["typing"], ttl=5)
+        message = text_data_json["message"]
+
+        # Send message to room group
+        async_to_sync(self.channel_layer.group_send)(self.room_group_name, {"type": "chat.message", "message": message})
+
+    # Receive message from room group
+    def chat_message(self, event):
+        message = event["message"]
+
+        # Send message to WebSocket
+        self.send(text_data=json.dumps({"message": message}))
