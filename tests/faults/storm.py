@@ -21,8 +21,10 @@ TOPIC = Topic("", "room")
 
 @dataclass(frozen=True)
 class Storm:
+    snapshots: int
+    """How many times Redis was asked for the whole of a topic."""
     scripts: int
-    """How many scripts Redis has run meanwhile, of whatever kind."""
+    """How many scripts Redis has run meanwhile, of whatever kind: also those that renew leases."""
     seconds: list[float]
     """How long each process took, and how much of that its CPU."""
     cpu: list[float]
@@ -40,11 +42,12 @@ def storm(subscribers: int, entries: int, redis: RedisServer, layer: str = "pubs
         for worker in workers:
             worker.tell(do="nothing")
             worker.answer()
-        before = _scripts(redis)
+        before = _calls(redis)
         for number, worker in enumerate(workers):
             worker.tell(do="join", name=f"worker {number}", subscribers=subscribers // 2, entries=entries)
         answers = [worker.answer() for worker in workers]
-        return Storm(_scripts(redis) - before, [a["seconds"] for a in answers], [a["cpu"] for a in answers])
+        snapshots, scripts = (now - then for now, then in zip(_calls(redis), before, strict=True))
+        return Storm(snapshots, scripts, [a["seconds"] for a in answers], [a["cpu"] for a in answers])
 
 
 async def _fill(url: str, prefix: str, entries: int) -> None:
@@ -53,9 +56,14 @@ async def _fill(url: str, prefix: str, entries: int) -> None:
     await store.close()
 
 
-def _scripts(redis: RedisServer) -> int:
+def _calls(redis: RedisServer) -> tuple[int, int]:
+    """HGETALL, which is what reads a topic and nothing else does, and scripts."""
     stats = redis.command("INFO", "commandstats")
-    return sum(stats[name]["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in stats)
+
+    def calls(*names: str) -> int:
+        return sum(stats[f"cmdstat_{name}"]["calls"] for name in names if f"cmdstat_{name}" in stats)
+
+    return calls("hgetall"), calls("evalsha", "eval")
 
 
 async def _obey(do: str, name: str = "", subscribers: int = 0, entries: int = 0) -> dict[str, float]:
