@@ -29,11 +29,16 @@ class Belongings:
         """A write of this node was carried out."""
         if isinstance(write, Set):
             (change,) = changes
-            self._forget((write.topic, write.key))
+            place = (write.topic, write.key)
+            known = self._things.get(place)
+            if known is not None and (not write.node or known.write.client != write.client):
+                self._forget(place)
+                known = None
             if write.node:
                 deadline = None if change.expires_in_ms is None else now + change.expires_in_ms
-                stamp = Revision(change.epoch, change.revision)
-                self._keep((write.topic, write.key), _Thing(write, deadline, stamp))
+                self._things[place] = _Thing(write, deadline, Revision(change.epoch, change.revision))
+                if known is None:
+                    self._places.setdefault(write.client, set()).add(place)
         elif isinstance(write, Clear):
             thing = self._things.get((write.topic, write.key))
             if thing is not None and thing.write.client == write.client:
@@ -68,10 +73,6 @@ class Belongings:
             for (topic, key), thing in self._things.items()
             if thing.deadline is None or now < thing.deadline
         ]
-
-    def _keep(self, place: tuple[Topic, str], thing: _Thing) -> None:
-        self._things[place] = thing
-        self._places.setdefault(thing.write.client, set()).add(place)
 
     def _forget(self, place: tuple[Topic, str]) -> None:
         thing = self._things.pop(place, None)

@@ -1,10 +1,11 @@
-"""This process's seat in the cluster: batches writes, publishes what they changed, sweeps on time."""
+"""This process's seat in the cluster: writes for its connections, sweeps on time, lives and is mourned."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -17,15 +18,16 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from .belongings import Belongings
-from .broadcast import find_layer, publish
+from .broadcast import find_layer
 from .conf import Settings, get_settings
-from .errors import EphemeralStateError, StoreUnavailable
+from .errors import StoreUnavailable
 from .hub import Hub
 from .lease import Lease
 from .protocol import Event
 from .shutdown import before_reactor_stops
-from .state import Change, Clear, Drop, Outcome, Peer, Set, Topic, Write
+from .state import Clear, Drop, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
+from .writer import Trouble, Writer
 
 __all__ = ["Member", "Node", "current", "drain", "idle", "serving_loop", "wait_in"]
 
@@ -33,7 +35,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("ephemeral_state")
 
-_MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _SWEEP_SPACING: Final = 0.1  # seconds; many deadlines close together cost one sweep
 _JITTER: Final = 0.3  # seconds
 _ANSWER_TIMEOUT: Final = 30.0  # seconds; far beyond every bound below, so it only ends what would never end
@@ -96,11 +97,7 @@ class Member(Protocol):
 
 
 class Node:
-    """Belongs to one event loop; its hub and its timer run while a connection is there.
-
-    While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
-    next one. So a lone writer never waits for company, and many writers share one round trip.
-    """
+    """Belongs to one event loop; its hub, lease and timer run while a connection is there."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self.settings = settings
@@ -111,24 +108,21 @@ class Node:
         self.hub = self._new_hub()
         self._lease: Lease | None = None
         self._restoring: asyncio.Task[None] | None = None
-        self._restores: asyncio.Future[list[asyncio.Future[Outcome]]] | None = None
         self._started = time.time()
         self._members: dict[Member, None] = {}
-        self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
-        self._flushing: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._longest_grace = 0.0  # seconds, of all that were granted here
         self._graces_end = 0.0  # loop time
         self._owed: dict[Write, None] = {}
         self._paying: asyncio.Task[None] | None = None
-        self._store_trouble = _Trouble("the store")
-        self._layer_trouble = _Trouble("publishing")
+        self._store_trouble = Trouble("the store")
+        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out)
 
     @property
     def idle(self) -> bool:
         """No connection, and nothing on its way."""
-        return not self._members and self._flushing is None and self._paying is None
+        return not self._members and not self._writer.busy and self._paying is None
 
     def join(self, member: Member) -> None:
         """A connection is here."""
@@ -174,7 +168,9 @@ class Node:
 
         A caller that is cancelled gives up the answer, not the write.
         """
-        outcome = await self._enqueue(write)
+        if self._owed and isinstance(write, Set):
+            self._owed.pop(Clear(write.client, write.topic, write.key), None)
+        outcome = await self._writer.put(write)
         if outcome.error is not None:
             raise outcome.error
         return outcome
@@ -205,74 +201,27 @@ class Node:
         if self.idle:
             await self.store.close()
 
-    def _enqueue(self, write: Write) -> asyncio.Future[Outcome]:
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Outcome] = loop.create_future()
-        if self._owed and isinstance(write, Set):
-            self._owed.pop(Clear(write.client, write.topic, write.key), None)
-        self._queue.append((write, done))
-        self._flush_soon()
-        return done
-
-    def _flush_soon(self) -> None:
-        if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().create_task(self._flush())
-
-    async def _flush(self) -> None:
-        try:
-            while self._queue or (self._restores is not None and not self._restores.done()):
-                self._add_restores()
-                batch = self._queue[:_MAX_BATCH]
-                del self._queue[:_MAX_BATCH]
-                try:
-                    outcomes = await self._apply([write for write, _ in batch])
-                except EphemeralStateError as error:
-                    # Those too that queued meanwhile: they have waited as long, and another attempt as long again.
-                    batch += self._queue
-                    self._queue.clear()
-                    outcomes = [Outcome((), _again(error)) for _ in batch]
-                await self._publish([change for outcome in outcomes for change in outcome.changes])
-                for (_, done), outcome in zip(batch, outcomes, strict=True):
-                    if not done.done():
-                        done.set_result(outcome)
-        finally:
-            self._flushing = None
-
-    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
-        """Raises an `EphemeralStateError` if none of them was carried out."""
-        try:
-            outcomes = await self.store.apply(writes)
-        except EphemeralStateError as error:
-            self._store_trouble.met(error)
-            raise
-        except Exception as error:
-            logger.exception("the store failed in a way it should not")
-            raise StoreUnavailable("the store failed") from error
-        self._store_trouble.over()
-        if self._belongings is not None:
-            now = time.monotonic() * 1000
-            for write, outcome in zip(writes, outcomes, strict=True):
-                if outcome.error is None:
-                    self._belongings.wrote(write, outcome.changes, now)
-        lifetimes = [c.expires_in_ms for o in outcomes for c in o.changes if c.reason is None and c.expires_in_ms]
-        if lifetimes:
-            self._sweep_in(min(lifetimes) / 1000)
-        grace_ms = max((write.grace_ms for write in writes if isinstance(write, Set)), default=0)
-        self._longest_grace = max(self._longest_grace, self.store.limits.grace_ms(grace_ms) / 1000)
-        if self._longest_grace and any(isinstance(write, Drop) and write.abnormal for write in writes):
+    def _carried_out(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> None:
+        now = time.monotonic() * 1000
+        soonest, grace_ms, someone_lost = math.inf, 0, False
+        for write, (changes, error) in zip(writes, outcomes, strict=True):
+            if error is None and self._belongings is not None:
+                self._belongings.wrote(write, changes, now)
+            if isinstance(write, Drop):
+                someone_lost = someone_lost or write.abnormal
+            elif not isinstance(write, Clear):
+                grace_ms = max(grace_ms, write.grace_ms)
+                for change in changes:
+                    if change.expires_in_ms is not None and change.expires_in_ms < soonest:
+                        soonest = change.expires_in_ms
+        if soonest < math.inf:
+            self._sweep_in(soonest / 1000)
+        if grace_ms:
+            self._longest_grace = max(self._longest_grace, self.store.limits.grace_ms(grace_ms) / 1000)
+        if self._longest_grace and someone_lost:
             # The sweep tells when the next grace ends. If nobody stays here, subscribers elsewhere still wait for it.
             self._graces_end = asyncio.get_running_loop().time() + self._longest_grace + _SWEEP_SPACING
             self._sweep_in(_SWEEP_SPACING)
-        return outcomes
-
-    async def _publish(self, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
-        failures = await publish(self.layer, changes)
-        if failures:
-            self._layer_trouble.met(failures[0])
-        else:
-            self._layer_trouble.over()
 
     # Staying alive
 
@@ -313,7 +262,7 @@ class Node:
         changes = await self.store.bury(peer)
         if changes:
             logger.warning("node %s is dead, cleared %s of its entries", peer.node, len(changes))
-        await self._publish(changes)
+        await self._writer.publish(changes)
         self._sweep_in(0)  # what has a grace has a deadline now
 
     def _restore_soon(self) -> None:
@@ -322,33 +271,18 @@ class Node:
 
     async def _restore(self) -> None:
         """Write back what our connections own. Spread a little: all other nodes do the same now."""
-        assert self._belongings is not None
+        belongings = self._belongings
+        assert belongings is not None
         try:
             await asyncio.sleep(random.random() * _JITTER)
             failed = True
             while failed:
-                self._restores = asyncio.get_running_loop().create_future()
-                self._flush_soon()
-                outcomes = await asyncio.gather(*await self._restores)
+                outcomes = await self._writer.put_ahead(lambda: belongings.restores(time.monotonic() * 1000))
                 failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
                 if failed:
                     await asyncio.sleep(_RETRY)
         finally:
-            self._restores = None
             self._restoring = None
-
-    def _add_restores(self) -> None:
-        """Queue what is to be written back while no batch is under way: then `_belongings` knows of every drop and
-        clear that was carried out, and whoever leaves from now on is dropped after it is written back."""
-        if self._restores is not None and not self._restores.done() and self._belongings is not None:
-            loop = asyncio.get_running_loop()
-            futures: list[asyncio.Future[Outcome]] = []
-            ahead: list[tuple[Write, asyncio.Future[Outcome]]] = []
-            for restore in self._belongings.restores(time.monotonic() * 1000):
-                futures.append(loop.create_future())
-                ahead.append((restore, futures[-1]))
-            self._queue[:0] = ahead
-            self._restores.set_result(futures)
 
     # Expiry
 
@@ -375,7 +309,7 @@ class Node:
         next_in = self.settings.sweep_interval
         try:
             sweep = await self.store.sweep()
-            await self._publish(sweep.changes)
+            await self._writer.publish(sweep.changes)
             if sweep.next_in_ms is not None:
                 next_in = min(next_in, sweep.next_in_ms / 1000)
                 if sweep.changes:
@@ -415,28 +349,3 @@ def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, 
             raise
         future.cancel()
         raise StoreUnavailable(f"no answer within {_ANSWER_TIMEOUT} s") from None
-
-
-def _again(error: EphemeralStateError) -> EphemeralStateError:
-    """An error of its own for each caller: they raise it, each with its own traceback."""
-    mine = type(error)(*error.args)
-    mine.__cause__ = error.__cause__
-    return mine
-
-
-class _Trouble:
-    """Says it once when trouble begins and once when it is over, however often it is met."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._now = False
-
-    def met(self, error: Exception) -> None:
-        if not self._now:
-            logger.warning("%s fails: %r", self._what, error)
-        self._now = True
-
-    def over(self) -> None:
-        if self._now:
-            logger.warning("%s works again", self._what)
-        self._now = False

@@ -52,6 +52,10 @@ _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=F
 _quote = json.encoder.encode_basestring
 
 
+def _base64(payload: bytes) -> str:
+    return binascii.b2a_base64(payload, newline=False).decode("ascii")
+
+
 # Frames out
 
 
@@ -67,7 +71,7 @@ def encode_change(change: Change) -> str:
 
 def encode_set(topic: str, key: str, client_id: str, payload: bytes) -> str:
     frame = f'{{"_orama":"ephemeral.set","topic":{_quote(topic)},"key":{_quote(key)},"client_id":{_quote(client_id)}'
-    return f'{frame},"payload":"{base64.b64encode(payload).decode()}"}}' if payload else frame + "}"
+    return f'{frame},"payload":"{_base64(payload)}"}}' if payload else frame + "}"
 
 
 def encode_clear(topic: str, key: str, client_id: str, reason: Reason) -> str:
@@ -79,7 +83,7 @@ def encode_entry(entry: Entry) -> dict[str, Any]:
     """One element of a snapshot's `entries`."""
     fields: dict[str, Any] = {"key": entry.key, "client_id": entry.client_id}
     if entry.payload:
-        fields["payload"] = base64.b64encode(entry.payload).decode()
+        fields["payload"] = _base64(entry.payload)
     fields["expires_in_ms"] = entry.expires_in_ms
     return fields
 

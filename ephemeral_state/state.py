@@ -230,11 +230,12 @@ class Limits:
             raise ClientRequired("client is empty: a set or clear needs an owner, the consumer's channel name")
         if isinstance(write, Drop):
             return
-        write.topic.require()
-        if not write.key:
-            raise NameRequired("key is empty")
-        _require_utf8("client", write.client)
-        _require_utf8("key", write.key)
+        if not _are_plain(*write.topic, write.client, write.key):
+            write.topic.require()
+            if not write.key:
+                raise NameRequired("key is empty")
+            _require_utf8("client", write.client)
+            _require_utf8("key", write.key)
         if isinstance(write, Set | Restore) and len(write.payload) > self.max_payload_bytes:
             raise PayloadTooLarge(
                 f"payload of {len(write.payload)} bytes exceeds the limit of {self.max_payload_bytes}"
@@ -249,6 +250,14 @@ class Limits:
     def grace_ms(self, grace_ms: int) -> int:
         """The grace that is stored for the one asked for: never longer than anything may live unattended."""
         return min(max(grace_ms, 0), self.max_ttl_ms)
+
+
+def _are_plain(namespace: str, topic: str, client: str, key: str) -> bool:
+    """The usual case, asked once for all names: nothing to complain of."""
+    try:
+        return bool(topic and key) and "".join((namespace, topic, client, key)).isascii()
+    except TypeError:
+        return False
 
 
 def _require_utf8(what: str, name: str) -> None:

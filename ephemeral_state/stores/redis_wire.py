@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from ..errors import StoreUnavailable, TooManyKeys
 from ..state import (
     Change,
+    Clear,
     Drop,
     Entry,
     Limits,
@@ -58,7 +59,8 @@ __all__ = [
     "topic_id",
 ]
 
-_WRITE = struct.Struct(">cdIdddI")
+_WRITE = struct.Struct(">cdIIII")
+_HOME = struct.Struct(">IdI")
 _SIZE = struct.Struct(">I")
 _NUMBER = struct.Struct(">d")
 _REVISION = struct.Struct(">dd")
@@ -99,29 +101,21 @@ def pack_writes(writes: Iterable[tuple[Write, int]], limits: Limits) -> bytes:
     parts: list[bytes] = []
     for write, elsewhere in writes:
         client = encoded(write.client)
-        op, ttl, grace, topic, key, payload, node, stamp = b"D", 0, 0, b"", b"", b"", b"", (0, 0)
         if isinstance(write, Drop):
-            op = b"A" if write.abnormal else b"D"
-        else:
-            op, topic, key = b"C", topic_id(write.topic), encoded(write.key)
-            if isinstance(write, Set | Restore):
-                lifetime = limits.lifetime_ms(write.ttl_ms)
-                op, ttl, payload = b"S", -1 if lifetime is None else lifetime, write.payload
-                node, grace = encoded(write.node), limits.grace_ms(write.grace_ms)
-            if isinstance(write, Restore):
-                op, stamp = b"R", write.stamp
-        parts += (
-            _WRITE.pack(op, ttl, elsewhere, grace, *stamp, len(client)),
-            client,
-            _SIZE.pack(len(topic)),
-            topic,
-            _SIZE.pack(len(key)),
-            key,
-            _SIZE.pack(len(payload)),
-            payload,
-            _SIZE.pack(len(node)),
-            node,
-        )
+            parts += (_WRITE.pack(b"A" if write.abnormal else b"D", 0, len(client), 0, 0, 0), client)
+            continue
+        topic, key = topic_id(write.topic), encoded(write.key)
+        if isinstance(write, Clear):
+            parts += (_WRITE.pack(b"C", 0, len(client), len(topic), len(key), 0), client, topic, key)
+            continue
+        lifetime = limits.lifetime_ms(write.ttl_ms)
+        ttl = -1 if lifetime is None else lifetime
+        payload, node = write.payload, encoded(write.node)
+        op = b"S" if isinstance(write, Set) else b"R"
+        parts += (_WRITE.pack(op, ttl, len(client), len(topic), len(key), len(payload)), client, topic, key, payload)
+        parts += (_HOME.pack(elsewhere, limits.grace_ms(write.grace_ms), len(node)), node)
+        if isinstance(write, Restore):
+            parts.append(_REVISION.pack(*write.stamp))
     return b"".join(parts)
 
 
@@ -286,13 +280,11 @@ def _unescaped(part: bytes) -> str:
     return part.replace(b"\0\1", b"\0").decode()
 
 
-def _change(write: Write, epoch: int, revision: int, limits: Limits) -> Change:
-    assert not isinstance(write, Drop)
-    if isinstance(write, Set | Restore):
-        lifetime = limits.lifetime_ms(write.ttl_ms)
-        payload = bytes(write.payload)
-        return Change(write.topic, write.key, write.client, payload, None, lifetime, epoch, revision)
-    return Change(write.topic, write.key, write.client, b"", "explicit", 0, epoch, revision)
+def _change(write: Set | Clear | Restore, epoch: int, revision: int, limits: Limits) -> Change:
+    if isinstance(write, Clear):
+        return Change(write.topic, write.key, write.client, b"", "explicit", 0, epoch, revision)
+    lifetime = limits.lifetime_ms(write.ttl_ms)
+    return Change(write.topic, write.key, write.client, bytes(write.payload), None, lifetime, epoch, revision)
 
 
 def _read_changes(data: bytes, at: int, count: int | None, reason: Reason | None) -> tuple[list[Change], int]:

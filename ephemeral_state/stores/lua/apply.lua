@@ -3,9 +3,10 @@
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
 --   ARGV[2]  keys a client may own
 --   ARGV[3]  ms after which an untouched key of ours goes      ARGV[4]  the same for a topic without entries
---   ARGV[5]  the writes, packed: op, ttl in ms (< 0: no deadline), keys that the client owns in other
---            partitions, grace in ms, stamp (epoch, revision; of a restore), client, topic, key, payload, node;
---            op is 'S' set, 'C' clear, 'D' drop, 'A' drop of a client that ended abnormally, 'R' restore
+--   ARGV[5]  the writes, packed: op, ttl in ms (< 0: no deadline), lengths of client, topic, key and payload, then
+--            those; op is 'S' set, 'C' clear, 'D' drop, 'A' drop of a client that ended abnormally, 'R' restore.
+--            For S and R follow: keys that the client owns in other partitions, grace in ms, node;
+--            for R then a stamp: epoch, revision
 --
 -- Returns per write, packed: 0 nothing changed; 1 epoch, revision; 2 number of keys owned, too many;
 -- 3 text of Redis' error; 4 count, changes.
@@ -134,19 +135,32 @@ for key, command in pairs({[DEADLINES] = 'ZCARD', [INDEX] = 'ZCARD', [HOMES] = '
   end
 end
 
-local outcomes, position = {}, 1
-while position <= #ARGV[5] do
-  local op, ttl_ms, elsewhere, grace_ms, epoch, revision, client, topic, key, payload, node
-  op, ttl_ms, elsewhere, grace_ms, epoch, revision, client, topic, key, payload, node, position =
-    struct.unpack('>c1dI4dddI4c0I4c0I4c0I4c0I4c0', ARGV[5], position)
-  if op == 'S' then
-    outcomes[#outcomes + 1] = set(ttl_ms, elsewhere, client, topic, key, payload, node, grace_ms)
-  elseif op == 'C' then
-    outcomes[#outcomes + 1] = clear(client, topic, key)
-  elseif op == 'R' then
-    outcomes[#outcomes + 1] = restore(ttl_ms, client, topic, key, payload, node, grace_ms, epoch, revision)
-  else
+local outcomes, position, writes = {}, 1, ARGV[5]
+while position <= #writes do
+  local op, ttl_ms, client_size, topic_size, key_size, payload_size, at = struct.unpack('>c1dI4I4I4I4', writes, position)
+  local topic_at = at + client_size
+  local key_at = topic_at + topic_size
+  local payload_at = key_at + key_size
+  position = payload_at + payload_size
+  local client = string.sub(writes, at, topic_at - 1)
+  if op == 'D' or op == 'A' then
     outcomes[#outcomes + 1] = drop(client, op == 'A')
+  else
+    local topic, key = string.sub(writes, topic_at, key_at - 1), string.sub(writes, key_at, payload_at - 1)
+    if op == 'C' then
+      outcomes[#outcomes + 1] = clear(client, topic, key)
+    else
+      local payload = string.sub(writes, payload_at, position - 1)
+      local elsewhere, grace_ms, node
+      elsewhere, grace_ms, node, position = struct.unpack('>I4dI4c0', writes, position)
+      if op == 'S' then
+        outcomes[#outcomes + 1] = set(ttl_ms, elsewhere, client, topic, key, payload, node, grace_ms)
+      else
+        local epoch, revision
+        epoch, revision, position = struct.unpack('>dd', writes, position)
+        outcomes[#outcomes + 1] = restore(ttl_ms, client, topic, key, payload, node, grace_ms, epoch, revision)
+      end
+    end
   end
 end
 set_ttls(key_ttl_ms, empty_ttl_ms)

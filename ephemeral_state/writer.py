@@ -1,0 +1,148 @@
+"""From the writes of one event loop to the store and the layer: whatever is waiting goes as one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from channels.layers import BaseChannelLayer
+
+from .broadcast import publish
+from .errors import EphemeralStateError, StoreUnavailable
+from .state import Change, Outcome, Write
+from .stores import Store
+
+__all__ = ["Trouble", "Writer"]
+
+logger = logging.getLogger("ephemeral_state")
+
+_MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
+
+
+class Writer:
+    """While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
+    next one. So a lone writer never waits for company, and many writers share one round trip.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        layer: BaseChannelLayer,
+        trouble: Trouble,
+        carried_out: Callable[[Sequence[Write], Sequence[Outcome]], None],
+    ) -> None:
+        """`carried_out` is called after each batch that the store has answered, before anybody else hears of it."""
+        self._store = store
+        self._layer = layer
+        self._store_trouble = trouble
+        self._layer_trouble = Trouble("publishing")
+        self._carried_out = carried_out
+        self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
+        self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Something is on its way."""
+        return self._flushing is not None
+
+    def put(self, write: Write) -> asyncio.Future[Outcome]:
+        """Store and publish, in order with all others. Done when it is stored, and its changes are on their way."""
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append((write, done))
+        self._flush_soon()
+        return done
+
+    async def put_ahead(self, make: Callable[[], Sequence[Write]]) -> list[Outcome]:
+        """Carry out the writes that `make` returns, before all that are waiting. It is called when no batch is under
+        way: then it knows of every write that was carried out, and no other overtakes its own."""
+        asked: asyncio.Future[list[asyncio.Future[Outcome]]] = asyncio.get_running_loop().create_future()
+        self._ahead.append((make, asked))
+        self._flush_soon()
+        return await asyncio.gather(*await asked)
+
+    async def publish(self, changes: Sequence[Change]) -> None:
+        """Tell subscribers of changes that are stored. Never raises: the beacon repairs what was not heard."""
+        if not changes:
+            return
+        failures = await publish(self._layer, changes)
+        if failures:
+            self._layer_trouble.met(failures[0])
+        else:
+            self._layer_trouble.over()
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().create_task(self._flush())
+
+    async def _flush(self) -> None:
+        try:
+            while self._queue or self._ahead:
+                self._let_ahead()
+                batch = self._queue[:_MAX_BATCH]
+                del self._queue[:_MAX_BATCH]
+                if not batch:
+                    continue
+                try:
+                    outcomes = await self._apply([write for write, _ in batch])
+                except EphemeralStateError as error:
+                    # Those too that queued meanwhile: they have waited as long, and another attempt as long again.
+                    batch += self._queue
+                    self._queue.clear()
+                    outcomes = [Outcome((), _again(error)) for _ in batch]
+                await self.publish([change for outcome in outcomes for change in outcome.changes])
+                for (_, done), outcome in zip(batch, outcomes, strict=True):
+                    if not done.done():
+                        done.set_result(outcome)
+        finally:
+            self._flushing = None
+
+    def _let_ahead(self) -> None:
+        loop = asyncio.get_running_loop()
+        ahead, self._ahead = self._ahead, []
+        for make, asked in ahead:
+            if not asked.done():
+                writes = [(write, loop.create_future()) for write in make()]
+                self._queue[:0] = writes
+                asked.set_result([done for _, done in writes])
+
+    async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
+        """Raises an `EphemeralStateError` if none of them was carried out."""
+        try:
+            outcomes = await self._store.apply(writes)
+        except EphemeralStateError as error:
+            self._store_trouble.met(error)
+            raise
+        except Exception as error:
+            logger.exception("the store failed in a way it should not")
+            raise StoreUnavailable("the store failed") from error
+        self._store_trouble.over()
+        self._carried_out(writes, outcomes)
+        return outcomes
+
+
+def _again(error: EphemeralStateError) -> EphemeralStateError:
+    """An error of its own for each caller: they raise it, each with its own traceback."""
+    mine = type(error)(*error.args)
+    mine.__cause__ = error.__cause__
+    return mine
+
+
+class Trouble:
+    """Says it once when trouble begins and once when it is over, however often it is met."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._now = False
+
+    def met(self, error: Exception) -> None:
+        if not self._now:
+            logger.warning("%s fails: %r", self._what, error)
+        self._now = True
+
+    def over(self) -> None:
+        if self._now:
+            logger.warning("%s works again", self._what)
+        self._now = False
