@@ -17,7 +17,7 @@ from .errors import ConnectionGone, EphemeralStateError, InvalidFrame, NotConfig
 from .lifecycle import Lifecycle
 from .node import wait_in
 from .policy import get_policy, require
-from .protocol import Command, Ref, decode_command, encode_error, encode_ok, encode_set, encode_snapshot
+from .protocol import Command, Ref, decode_command, encode_error, encode_hello, encode_ok, encode_set, encode_snapshot
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
 
 __all__ = [
@@ -266,6 +266,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._policy = get_policy()
         self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
         await self.accept()
+        await self.send(encode_hello(self.channel_name))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         ref: Ref = None

@@ -31,6 +31,7 @@ __all__ = [
     "encode_entry",
     "encode_error",
     "encode_grace",
+    "encode_hello",
     "encode_ok",
     "encode_payload",
     "encode_set",
@@ -91,6 +92,11 @@ def encode_entry(entry: Entry) -> dict[str, Any]:
 def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> str:
     frame = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": [encode_entry(e) for e in entries]}
     return _dumps(_with_ref(frame, ref))
+
+
+def encode_hello(client_id: str) -> str:
+    """The first frame of a connection: which `client_id` is the client's own."""
+    return _dumps({"_orama": "ephemeral.hello", "client_id": client_id})
 
 
 def encode_ok(ref: Ref = None) -> str:

@@ -566,7 +566,7 @@ async def test_a_socket_of_a_real_server_is_found_by_the_admin_and_sees_the_clea
                 {"_orama": "ephemeral.set", "topic": topic, "key": "k", "payload": "aGVsbG8="},
             ):
                 await socket.send(json.dumps(command))
-            frames = [json.loads(await asyncio.wait_for(socket.recv(), 10)) for _ in range(3)]
+            frames = [json.loads(await asyncio.wait_for(socket.recv(), 10)) for _ in range(4)]
             owner = next(frame["client_id"] for frame in frames if frame["_orama"] == "ephemeral.set")
 
             await browser.get("/admin/login/")

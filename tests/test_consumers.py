@@ -173,6 +173,7 @@ async def test_subscribing_before_accepting_is_refused(topic: str, kind: str) ->
 async def test_the_default_policy_forbids_everything(topic: str) -> None:
     communicator = WebsocketCommunicator(EphemeralStateConsumer.as_asgi(), "/")
     await communicator.connect()
+    assert (await communicator.receive_json_from())["_orama"] == "ephemeral.hello"
     for verb, more in [("subscribe", {}), ("list", {}), ("set", {"key": "k"}), ("clear", {"key": "k"})]:
         await communicator.send_json_to({"_orama": f"ephemeral.{verb}", "topic": topic, "ref": verb, **more})
         answer = await communicator.receive_json_from()

@@ -43,6 +43,8 @@ def pages(demo: DemoProcess) -> Iterator[httpx.Client]:
 async def websocket(demo: DemoProcess, path: str) -> AsyncIterator[ClientConnection]:
     address = f"ws://127.0.0.1:{demo.port}{path}"
     async with connect(address, origin=demo.url, proxy=None, open_timeout=LIMIT) as connection:
+        if path == "/ws/state/":
+            assert list(await read(connection)) == ["_orama", "client_id"]
         yield connection
 
 

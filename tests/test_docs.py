@@ -635,12 +635,14 @@ async def test_the_ready_made_consumer_with_a_policy(load: Any, settings: Any):
     settings.EPHEMERAL_STATE = values["EPHEMERAL_STATE"]
     application = URLRouter(load("howto.md", "chat.routing").websocket_urlpatterns)
     async with Browser(application, ZOE, "/ws/state/") as zoe:
+        assert list(await zoe.read()) == ["_orama", "client_id"]
         assert (await zoe.ask("subscribe", topic="room:1"))["entries"] == []
         assert (await zoe.ask("subscribe", topic="elsewhere"))["code"] == "forbidden"
         assert (await zoe.ask("set", topic="room:1", key="11:cursor"))["code"] == "forbidden"
         await zoe.say(_orama="ephemeral.set", topic="room:1", key="1:cursor", payload=payload_of({"x": 1}))
         assert {(await zoe.read())["_orama"], (await zoe.read())["_orama"]} == {"ephemeral.set", "ephemeral.ok"}
     async with Browser(application, AnonymousUser(), "/ws/state/") as guest:
+        assert (await guest.read())["_orama"] == "ephemeral.hello"
         assert (await guest.ask("subscribe", topic="room:1"))["code"] == "forbidden"
 
 

@@ -153,6 +153,7 @@ async def commands(*frames):
     socket = WebsocketCommunicator(EphemeralStateConsumer.as_asgi(), "/")
     socket.scope["me"] = "ann"
     assert (await socket.connect())[0]
+    assert (await socket.receive_json_from())["_orama"] == "ephemeral.hello"
     answers = []
     for frame in frames:
         await socket.send_json_to(frame)

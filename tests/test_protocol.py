@@ -15,6 +15,7 @@ from ephemeral_state.protocol import (
     encode_batches,
     encode_change,
     encode_error,
+    encode_hello,
     encode_ok,
     encode_payload,
     encode_snapshot,
@@ -57,6 +58,10 @@ def test_a_snapshot_entry_without_a_deadline_expires_in_null():
         '{"key":"a","client_id":"c","payload":"eA==","expires_in_ms":null},'
         '{"key":"b","client_id":"c","expires_in_ms":5}],"ref":3}'
     )
+
+
+def test_a_hello_tells_the_client_who_it_is():
+    assert encode_hello('c"1') == '{"_orama":"ephemeral.hello","client_id":"c\\"1"}'
 
 
 def test_an_answer_repeats_the_ref_only_if_there_was_one():

@@ -205,6 +205,8 @@ class Client:
     def __init__(self, server: Server, kind: str, **query: Any) -> None:
         self.server = server
         self.view = View()
+        self.hello: dict[str, Any] = {}
+        self._kind = kind
         self._uri = f"ws://{_HOST}:{server.port}{_path(kind, query)}"
         self._ws: ClientConnection | None = None
         self._receive_buffer: int | None = None
@@ -235,6 +237,9 @@ class Client:
         except BaseException:
             sock.close()
             raise
+        if self._kind == "ready":
+            self.hello = await self.frame()
+            assert is_a("ephemeral.hello", self.hello)
         return self
 
     async def __aexit__(self, *exc: object) -> None:

@@ -58,6 +58,15 @@ async def test_the_whole_protocol(server: Server, tag: str) -> None:
         assert bob.view.state == {"still": (heard["client_id"], "")}  # from the list; nothing more was heard
 
 
+async def test_a_client_is_told_its_own_id_first_and_once(server: Server, tag: str) -> None:
+    async with Client(server, "ready") as ann, Client(server, "ready") as bob:
+        await ask(bob, "subscribe", topic=tag)
+        assert ann.hello["client_id"] != bob.hello["client_id"]
+        assert list(ann.hello) == ["_orama", "client_id"]
+        await ask(ann, "set", topic=tag, key="k")
+        assert (await bob.frame())["client_id"] == ann.hello["client_id"]
+
+
 async def test_what_a_client_set_goes_when_it_leaves(server: Server, tag: str) -> None:
     async with Client(server, "ready") as bob:
         await ask(bob, "subscribe", topic=tag)

@@ -1,0 +1,135 @@
+"""The fixtures of `tests/wire`, which the JavaScript client is tested against too: frames out, commands in, streams."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ephemeral_state import errors, protocol
+from ephemeral_state.state import Entry, Topic
+
+WIRE = Path(__file__).resolve().parent / "wire"
+knows_batches = pytest.mark.skipif(
+    "batch" not in protocol._FIELDS["subscribe"], reason="the server does not know batches yet"
+)
+
+
+def fixtures(name: str) -> Any:
+    rows = json.loads((WIRE / f"{name}.json").read_text())
+    return pytest.mark.parametrize("row", rows, ids=[row["name"] for row in rows])
+
+
+def entry(topic: str, key: str, client_id: str, payload: str, expires_in_ms: int | None) -> Entry:
+    return Entry(Topic("", topic), key, client_id, base64.b64decode(payload), expires_in_ms)
+
+
+ENCODE = {
+    "set": lambda topic, key, client_id, payload: protocol.encode_set(topic, key, client_id, base64.b64decode(payload)),
+    "clear": protocol.encode_clear,
+    "snapshot": lambda topic, entries, ref: protocol.encode_snapshot(topic, [entry(topic, *e) for e in entries], ref),
+    "hello": protocol.encode_hello,
+    "ok": protocol.encode_ok,
+    "error": lambda name, message, ref: protocol.encode_error(getattr(errors, name)(message), ref),
+    "ping": lambda: protocol.PING,
+}
+
+
+@fixtures("frames")
+def test_a_frame_is_made_as_the_fixture_has_it(row: dict[str, Any]) -> None:
+    ((kind, arguments),) = row["make"].items()
+    text = ENCODE[kind](*arguments)
+    assert json.loads(text) == json.loads(row["text"])
+    assert list(json.loads(text)) == list(json.loads(row["text"]))
+
+
+def decode(text: str) -> protocol.Command:
+    return protocol.decode_command(text, max_frame_bytes=65_536, max_name_bytes=1024)
+
+
+@fixtures("commands")
+def test_a_command_is_read_as_the_fixture_has_it(row: dict[str, Any]) -> None:
+    if "error" in row:
+        with pytest.raises(errors.EphemeralStateError) as refused:
+            decode(row["text"])
+        assert refused.value.code == row["error"]
+        return
+    expected = dict(row["command"])
+    if "payload" in expected:
+        expected["payload"] = base64.b64decode(expected["payload"])
+    assert decode(row["text"]) == protocol.Command(**expected)
+
+
+@knows_batches
+@fixtures("subscribe")
+def test_a_subscription_may_ask_for_batches_and_a_rate(row: dict[str, Any]) -> None:
+    if "error" in row:
+        with pytest.raises(errors.EphemeralStateError) as refused:
+            decode(row["text"])
+        assert refused.value.code == row["error"]
+        return
+    assert decode(row["text"]).topic == "room:1"
+
+
+class Reader:
+    """A second reading of `docs/protocol.md`, which knows nothing of the package and nothing of the client."""
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.entries: dict[str, tuple[str, str]] = {}
+        self.changes: list[list[str]] = []
+
+    def read(self, frame: dict[str, Any]) -> None:
+        if frame.get("topic") != self.topic:
+            return
+        kind = frame["_orama"]
+        if kind == "ephemeral.snapshot":
+            there = {entry["key"]: (entry["client_id"], entry.get("payload", "")) for entry in frame["entries"]}
+            for key in [key for key in self.entries if key not in there]:
+                self.clear(key, "missed")
+            for key, (owner, payload) in there.items():
+                self.set(key, owner, payload)
+        elif kind == "ephemeral.set":
+            self.set(frame["key"], frame["client_id"], frame.get("payload", ""))
+        elif kind == "ephemeral.clear":
+            self.clear(frame["key"], frame["reason"])
+        elif kind == "ephemeral.batch":
+            for event in frame["events"]:
+                match event:
+                    case [key, None, _, reason]:
+                        self.clear(key, reason)
+                    case [key, payload, owner]:
+                        self.set(key, owner, payload)
+                    case [key, payload]:
+                        self.set(key, self.entries[key][0], payload)
+
+    def set(self, key: str, owner: str, payload: str) -> None:
+        if self.entries.get(key) != (owner, payload):
+            self.entries[key] = (owner, payload)
+            self.changes.append(["set", key])
+
+    def clear(self, key: str, reason: str) -> None:
+        if self.entries.pop(key, None):
+            self.changes.append(["clear", key, reason])
+
+
+def check(row: dict[str, Any], frames: list[dict[str, Any]]) -> None:
+    reader = Reader(row["topic"])
+    for frame in frames:
+        reader.read(frame)
+    assert {key: list(value) for key, value in reader.entries.items()} == row["view"]
+    assert reader.changes == row["changes"]
+
+
+@fixtures("streams")
+def test_a_stream_ends_in_the_view_of_the_fixture(row: dict[str, Any]) -> None:
+    check(row, row["frames"])
+
+
+@fixtures("batches")
+def test_a_stream_of_batches_says_the_same_as_the_plain_one(row: dict[str, Any]) -> None:
+    check(row, row["frames"])
+    check(row, row["plain"])
