@@ -38,6 +38,13 @@ LAYERS = {
 Write = Callable[[Set], Awaitable[object]]
 
 
+class _Somebody:
+    """A connection that only is there."""
+
+    def end(self, *, abnormal: bool) -> asyncio.Task[None]:
+        raise NotImplementedError
+
+
 class Run(NamedTuple):
     sets_per_second: float
     cpu_us_per_set: float
@@ -70,9 +77,12 @@ async def measure(url: str, rounds: int, seconds: float) -> int:
     for alias in LAYERS:
         store = RedisStore(Limits(), url=url, prefix=unique_prefix(), timeout=30)
         node = Node(Settings(channel_layer=alias), store)
+        somebody = _Somebody()
+        node.join(somebody)  # as in a server: with a lease and a sweep
         ways: dict[str, Write] = {"ours": node.write, "obvious": obvious(store, node.layer)}
         for writers in (WRITERS, 1):
             missed += not await compare(alias, ways, writers, rounds, seconds)
+        await node.leave(somebody)
         await store.close()
         await flush(node.layer)
     print(f"{date.today()}, medians of {rounds} interleaved rounds, Python {sys.version.split()[0]}")

@@ -139,6 +139,7 @@ class Node:
         ending = [member.end(abnormal=True) for member in list(self._members)]
         if ending:
             await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
+            await self._writer.published()
 
     async def leave(self, member: Member) -> None:
         """A connection is gone; with the last one, everything of this node ends."""
@@ -152,6 +153,7 @@ class Node:
             self._sweep_timer = None
         if self._sweeping is not None:
             await self._sweeping
+        await self._writer.published()
         await hub.stop()
         if lease is not None:
             # Not if somebody has joined meanwhile: the new lease has the same name.
@@ -164,7 +166,8 @@ class Node:
 
     async def write(self, write: Write) -> Outcome:
         """Store and publish one write, in order with all others of this loop. On return it is stored, and its
-        changes are on their way. Raises the error that refused it, or `StoreUnavailable`.
+        changes are on their way; where no connection keeps the loop running, they are with the channel layer.
+        Raises the error that refused it, or `StoreUnavailable`.
 
         A caller that is cancelled gives up the answer, not the write.
         """
@@ -173,6 +176,8 @@ class Node:
         outcome = await self._writer.put(write)
         if outcome.error is not None:
             raise outcome.error
+        if not self._members:
+            await self._writer.published()
         return outcome
 
     async def finish(self, write: Clear | Drop) -> None:
@@ -262,7 +267,7 @@ class Node:
         changes = await self.store.bury(peer)
         if changes:
             logger.warning("node %s is dead, cleared %s of its entries", peer.node, len(changes))
-        await self._writer.publish(changes)
+        self._writer.publish(changes)
         self._sweep_in(0)  # what has a grace has a deadline now
 
     def _restore_soon(self) -> None:
@@ -309,7 +314,7 @@ class Node:
         next_in = self.settings.sweep_interval
         try:
             sweep = await self.store.sweep()
-            await self._writer.publish(sweep.changes)
+            self._writer.publish(sweep.changes)
             if sweep.next_in_ms is not None:
                 next_in = min(next_in, sweep.next_in_ms / 1000)
                 if sweep.changes:

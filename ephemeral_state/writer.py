@@ -19,11 +19,15 @@ __all__ = ["Trouble", "Writer"]
 logger = logging.getLogger("ephemeral_state")
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
+_MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
 
 
 class Writer:
     """While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
     next one. So a lone writer never waits for company, and many writers share one round trip.
+
+    What the batches changed is published the same way, beside the next batch and not before it: all changes that
+    are waiting go at once, in the order in which they were stored.
     """
 
     def __init__(
@@ -42,14 +46,17 @@ class Writer:
         self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._untold: list[Change] = []
+        self._awaiting: list[asyncio.Future[None]] = []
+        self._telling: asyncio.Task[None] | None = None
 
     @property
     def busy(self) -> bool:
         """Something is on its way."""
-        return self._flushing is not None
+        return self._flushing is not None or self._telling is not None
 
     def put(self, write: Write) -> asyncio.Future[Outcome]:
-        """Store and publish, in order with all others. Done when it is stored, and its changes are on their way."""
+        """Store and publish, in order with all others. Done when it is stored."""
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
         self._flush_soon()
@@ -63,15 +70,34 @@ class Writer:
         self._flush_soon()
         return await asyncio.gather(*await asked)
 
-    async def publish(self, changes: Sequence[Change]) -> None:
-        """Tell subscribers of changes that are stored. Never raises: the beacon repairs what was not heard."""
-        if not changes:
-            return
-        failures = await publish(self._layer, changes)
-        if failures:
-            self._layer_trouble.met(failures[0])
-        else:
-            self._layer_trouble.over()
+    def publish(self, changes: Sequence[Change]) -> None:
+        """Tell subscribers of changes that are stored. What cannot be sent, the beacon of each process will find."""
+        self._untold += changes
+        if self._telling is None and (self._untold or self._awaiting):
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    async def published(self) -> None:
+        """Wait until all changes that are stored by now have been handed to the channel layer."""
+        if self._telling is not None:
+            told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._awaiting.append(told)
+            await told
+
+    async def _tell(self) -> None:
+        try:
+            while self._untold or self._awaiting:
+                changes, self._untold = self._untold, []
+                awaiting, self._awaiting = self._awaiting, []
+                failures = await publish(self._layer, changes)
+                if failures:
+                    self._layer_trouble.met(failures[0])
+                elif changes:
+                    self._layer_trouble.over()
+                for told in awaiting:
+                    if not told.done():
+                        told.set_result(None)
+        finally:
+            self._telling = None
 
     def _flush_soon(self) -> None:
         if self._flushing is None:
@@ -92,10 +118,12 @@ class Writer:
                     batch += self._queue
                     self._queue.clear()
                     outcomes = [Outcome((), _again(error)) for _ in batch]
-                await self.publish([change for outcome in outcomes for change in outcome.changes])
+                self.publish([change for outcome in outcomes for change in outcome.changes])
                 for (_, done), outcome in zip(batch, outcomes, strict=True):
                     if not done.done():
                         done.set_result(outcome)
+                if len(self._untold) > _MAX_UNTOLD:
+                    await self.published()
         finally:
             self._flushing = None
 

@@ -234,7 +234,7 @@ def test_what_the_log_says_is_what_the_code_says():
     levels = {"exception": "error", "error": "error", "warning": "warning", "info": "info"}
     said = set()
     for level, message in re.findall(r'logger\.(exception|error|warning|info)\(\s*"([^"]+)"', SOURCE):
-        for what in re.findall(r'_Trouble\("([^"]+)"\)', SOURCE) if message.startswith("%s ") else [""]:
+        for what in re.findall(r'\bTrouble\("([^"]+)"\)', SOURCE) if message.startswith("%s ") else [""]:
             said.add((re.sub("%[rs]", "…", message.replace("%s", what, 1) if what else message), levels[level]))
     assert listed == said
 

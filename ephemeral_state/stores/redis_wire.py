@@ -62,6 +62,7 @@ __all__ = [
 _WRITE = struct.Struct(">cdIIII")
 _HOME = struct.Struct(">IdI")
 _SIZE = struct.Struct(">I")
+_HEADER_SIZE: Final = 40
 _NUMBER = struct.Struct(">d")
 _REVISION = struct.Struct(">dd")
 _ROLL = struct.Struct(">dB")
@@ -243,7 +244,7 @@ def read_rows(data: bytes) -> list[Row]:
 def _read_header(header: bytes, now: float) -> tuple[str, float | None]:
     """The owner, and the µs left; `None` for an entry without a deadline."""
     (deadline,) = _NUMBER.unpack_from(header)
-    return header[32:].decode(), None if deadline == math.inf else deadline - now
+    return header[_HEADER_SIZE:].decode(), None if deadline == math.inf else deadline - now
 
 
 def read_sizeds(data: bytes, at: int = 0) -> Iterator[bytes]:

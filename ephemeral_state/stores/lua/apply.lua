@@ -14,6 +14,8 @@
 local cap, key_ttl_ms, empty_ttl_ms = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_us()
 
+local KEEP_US = key_ttl_ms * 1000 / 24
+
 local NOTHING = struct.pack('B', 0)
 
 local function changed(epoch, revision)
@@ -30,23 +32,29 @@ local function store(ttl_ms, client, topic, key, payload, node, grace_ms, found,
   local deadline = ttl_ms < 0 and math.huge or now + ttl_ms * 1000
   local epoch, revision = next_revision(found[1], now)
   -- The only write here that Redis may refuse (at maxmemory, on a replica), hence the first.
-  local written = redis.pcall('HSET', tkey, '', struct.pack('>dd', epoch, revision),
-    'h' .. key, header(deadline, stamp_epoch or epoch, stamp_revision or revision, grace_ms, client), 'p' .. key, payload)
+  local is_kept = owner == client and kept_of(found[2]) > now - KEEP_US and grace_of(found[2]) >= 0
+  local kept = is_kept and kept_of(found[2]) or now
+  local head = header(deadline, stamp_epoch or epoch, stamp_revision or revision, grace_ms, kept, client)
+  local written = redis.pcall('HSET', tkey, '', struct.pack('>dd', epoch, revision), 'h' .. key, head, 'p' .. key, payload)
   if failed(written) then
     return refused(written, tkey)
+  end
+  put_due(entry, math.min(deadline, now + key_ttl_ms * 1000))
+  touched.topics[tkey], touched.any = true, true
+  if is_kept and not stamp_epoch then
+    return changed(epoch, revision)
   end
   if owner and owner ~= client then
     redis.pcall('SREM', client_key(owner), entry)
   end
   redis.pcall('SADD', ckey, entry)
-  redis.call('ZADD', DEADLINES, math.min(deadline, now + key_ttl_ms * 1000), entry)
   if not owner then
     redis.call('ZADD', INDEX, 0, entry)
   end
-  if node ~= '' and (owner ~= client or redis.call('HGET', HOMES, client) ~= node) then
+  if node ~= '' then
     move_home(now, client, node, key_ttl_ms)
   end
-  touched.topics[tkey], touched.clients[ckey], touched.any = true, true, true
+  touched.clients[ckey] = true
   return changed(epoch, revision)
 end
 
@@ -94,7 +102,7 @@ local function restore(ttl_ms, client, topic, key, payload, node, grace_ms, epoc
   end
   if found[2] and owner_of(found[2]) == client and grace_of(found[2]) >= 0 then
     -- It is there. Only its last resort, and its home, are put off.
-    redis.call('ZADD', DEADLINES, math.min(deadline_of(found[2]), now + key_ttl_ms * 1000), topic .. key)
+    put_due(topic .. key, math.min(deadline_of(found[2]), now + key_ttl_ms * 1000))
     move_home(now, client, node, key_ttl_ms)
     touched.topics[tkey], touched.clients[ckey], touched.any = true, true, true
     return NOTHING
@@ -163,5 +171,5 @@ while position <= #writes do
     end
   end
 end
-set_ttls(key_ttl_ms, empty_ttl_ms)
+finish(key_ttl_ms, empty_ttl_ms)
 return table.concat(outcomes)

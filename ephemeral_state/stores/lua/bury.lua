@@ -39,5 +39,5 @@ for _, client in ipairs(redis.call('ZRANGEBYSCORE', node_key(ARGV[2]), '-inf', A
   end
 end
 redis.pcall('PEXPIRE', buried_key(ARGV[2]), ARGV[7])
-set_ttls(tonumber(ARGV[6]), tonumber(ARGV[7]))
+finish(tonumber(ARGV[6]), tonumber(ARGV[7]))
 return struct.pack('B', more) .. table.concat(changes)

@@ -5,7 +5,7 @@
 --
 -- A topic arrives as bytes that end in two NULs (see `_topic_id` in redis.py); topic .. key names one entry.
 --
---   root:topic:T    hash    '' -> epoch, revision;  'h'key -> deadline, stamp, grace, owner;  'p'key -> payload
+--   root:topic:T    hash    '' -> epoch, revision;  'h'key -> deadline, stamp, grace, kept, owner;  'p'key -> payload
 --   root:client:C   set     the entries that client C owns, so that its cap and its end cost O(owned)
 --   root:deadlines  zset    entry by deadline in µs; without a deadline, by when it goes as a last resort
 --   root:index      zset    every entry, all with score 0, in the order of names
@@ -18,7 +18,8 @@
 --   root:dying      zset    node whose lease was taken away, and whose clients are being cleared
 --
 -- A stamp is the epoch and revision of the set that made its owner the owner. The grace is in ms; -1: the owner is
--- gone, and the deadline is the end of its grace.
+-- gone, and the deadline is the end of its grace. Kept: the time in µs when client and home were last written for
+-- this entry; an owner that sets its key again and again need not be written down each time.
 --
 -- Payloads have a field of their own so that fencing, removing and browsing never copy them.
 
@@ -76,12 +77,18 @@ local function split(entry)
   return string.sub(entry, 1, topic_end), string.sub(entry, topic_end + 1)
 end
 
-local function header(deadline, epoch, revision, grace, owner)
-  return struct.pack('>dddd', deadline, epoch, revision, grace) .. owner
+local HEADER_SIZE = 40
+
+local function header(deadline, epoch, revision, grace, kept, owner)
+  return struct.pack('>ddddd', deadline, epoch, revision, grace, kept) .. owner
 end
 
 local function owner_of(head)
-  return string.sub(head, 33)
+  return string.sub(head, HEADER_SIZE + 1)
+end
+
+local function kept_of(head)
+  return (struct.unpack('>d', head, 33))
 end
 
 local function grace_of(head)
@@ -124,6 +131,39 @@ end
 -- What this script has changed: to be given its time to live at the end, once each.
 local touched = {topics = {}, clients = {}, any = false}
 
+-- Entries and what their scores among the deadlines are to be, written at the end by one command. Scores as text: Redis
+-- takes longer to write a number down and read it again than for the rest of the command, and many are the same.
+local due, scores = {}, {}
+
+local function put_due(entry, deadline)
+  local score = scores[deadline]
+  if not score then
+    score = string.format('%.17g', deadline)
+    scores[deadline] = score
+  end
+  due[entry] = score
+end
+
+local function take_due(entry)
+  due[entry] = nil
+  redis.call('ZREM', DEADLINES, entry)
+end
+
+local function write_due()
+  local arguments = {}
+  for entry, score in pairs(due) do
+    arguments[#arguments + 1] = score
+    arguments[#arguments + 1] = entry
+    if #arguments == 1000 then  -- far below what unpack can
+      redis.call('ZADD', DEADLINES, unpack(arguments))
+      arguments = {}
+    end
+  end
+  if #arguments > 0 then
+    redis.call('ZADD', DEADLINES, unpack(arguments))
+  end
+end
+
 -- Remove an entry whose header the caller has just checked. Returns the change, packed for Python.
 local function remove(now, topic, key, owner)
   local tkey, entry = topic_key(topic), topic .. key
@@ -132,7 +172,7 @@ local function remove(now, topic, key, owner)
   redis.call('HDEL', tkey, 'h' .. key, 'p' .. key)
   redis.call('HSET', tkey, '', struct.pack('>dd', epoch, revision))
   redis.pcall('SREM', client_key(owner), entry)
-  redis.call('ZREM', DEADLINES, entry)
+  take_due(entry)
   redis.call('ZREM', INDEX, entry)
   touched.topics[tkey], touched.any = true, true
   return struct.pack('>dd', epoch, revision) .. sized(topic) .. sized(key) .. sized(owner)
@@ -140,12 +180,14 @@ end
 
 -- Forget an entry that the indexes know but that is not there any more: its topic was evicted or deleted.
 local function forget(entry)
-  redis.call('ZREM', DEADLINES, entry)
+  take_due(entry)
   redis.call('ZREM', INDEX, entry)
 end
 
--- The last resort: whatever is stored goes by itself, also when nobody is left to remove it.
-local function set_ttls(key_ttl_ms, empty_ttl_ms)
+-- To be called at the end of every script that writes. Also the last resort: whatever is stored goes by itself, when
+-- nobody is left to remove it.
+local function finish(key_ttl_ms, empty_ttl_ms)
+  write_due()
   for tkey in pairs(touched.topics) do
     -- An empty topic keeps its revision for a while, so that revisions go on when it is used again.
     redis.call('PEXPIRE', tkey, redis.call('HLEN', tkey) == 1 and empty_ttl_ms or key_ttl_ms)
@@ -162,17 +204,17 @@ end
 
 -- Whether an entry stays for its grace though its client is gone.
 local function linger(now, topic, key, head)
-  local deadline, epoch, revision, grace = struct.unpack('>dddd', head)
+  local deadline, epoch, revision, grace, kept = struct.unpack('>ddddd', head)
   if grace <= 0 then
     return grace < 0
   end
   local till = now + grace * 1000
   if till < deadline then
-    local left = header(till, epoch, revision, -1, owner_of(head))
+    local left = header(till, epoch, revision, -1, kept, owner_of(head))
     if failed(redis.pcall('HSET', topic_key(topic), 'h' .. key, left)) then
       return false
     end
-    redis.call('ZADD', DEADLINES, till, topic .. key)
+    put_due(topic .. key, till)
   end
   return true
 end

@@ -55,7 +55,7 @@ local function find(entry)
   if namespace_end and string.find(entry, '\0\0', namespace_end + 1, true) then
     local topic, key = split(entry)
     local head = try('HGET', topic_key(topic), 'h' .. key)
-    if head and #head >= 32 then
+    if head and #head >= HEADER_SIZE then
       return topic, key, head
     end
   end
@@ -96,7 +96,7 @@ local wrong = {}
 function wrong.b(topic, key)
   local head = try('HGET', topic_key(topic), 'h' .. key)
   local payload = try('HEXISTS', topic_key(topic), 'p' .. key) == 1
-  return (head ~= nil) ~= payload or (head ~= nil and #head < 32)
+  return (head ~= nil) ~= payload or (head ~= nil and #head < HEADER_SIZE)
 end
 
 function wrong.v(topic)
@@ -178,7 +178,7 @@ local repair = {}
 function repair.b(topic, key)
   local head = try('HGET', topic_key(topic), 'h' .. key)
   -- Subscribers may have seen it, so it goes as any entry does.
-  changes[#changes + 1] = remove(now, topic, key, head and #head >= 32 and owner_of(head) or '')
+  changes[#changes + 1] = remove(now, topic, key, head and #head >= HEADER_SIZE and owner_of(head) or '')
 end
 
 function repair.v(topic)
@@ -369,5 +369,5 @@ while at <= #ARGV[6] do
   end
   out[#out + 1] = struct.pack('B', status)
 end
-set_ttls(key_ttl_ms, empty_ttl_ms)
+finish(key_ttl_ms, empty_ttl_ms)
 return table.concat(out) .. table.concat(changes)

@@ -27,7 +27,7 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', before, 'L
     end
   end
 end
-set_ttls(tonumber(ARGV[3]), tonumber(ARGV[4]))
+finish(tonumber(ARGV[3]), tonumber(ARGV[4]))
 
 local next_ms = -1
 local first = redis.call('ZRANGE', DEADLINES, 0, 0, 'WITHSCORES')
