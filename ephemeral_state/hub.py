@@ -267,21 +267,22 @@ class Hub:
         doubtful = [
             (feed, revision, feed.replica.revision)
             for feed, revision in zip(feeds, revisions, strict=True)
-            if not feed.replica.agrees(revision)
+            if revision is not None and not feed.replica.agrees(revision)
         ]
-        if not doubtful:
-            return
-        if self._went_back is not None and any(
-            then.epoch and (now < then or now.epoch != then.epoch) and feed.replica.entries(0)
-            for feed, now, then in zip(feeds, revisions, before, strict=True)
-        ):
-            # Another epoch: the store has lost the topic, or was emptied and used again and we missed it.
-            self._went_back()
-        await asyncio.sleep(_DOUBT)
+        if doubtful:
+            if self._went_back is not None and any(
+                now is not None and then.epoch and (now < then or now.epoch != then.epoch) and feed.replica.entries(0)
+                for feed, now, then in zip(feeds, revisions, before, strict=True)
+            ):
+                # Another epoch: the store has lost the topic, or was emptied and used again and we missed it.
+                self._went_back()
+            await asyncio.sleep(_DOUBT)
         for feed, revision, then in doubtful:
             # A replica that has moved on hears the stream; the next beacon asks again.
             if feed.replica.revision == then and not feed.replica.agrees(revision) and feed.repairing is None:
                 feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
+        if None in revisions:
+            raise StoreUnavailable("a part of the store does not answer")
 
     async def _rejoin(self, channel: str) -> None:
         for topic in list(self._feeds):

@@ -255,6 +255,37 @@ async def test_a_store_that_fails_for_a_while_is_followed_again(rig):
     await until(lambda: "k" in client.view)
 
 
+async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_and_is_told_once(caplog):
+    rig, asked, went_back = Rig(), 0, []
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda: went_back.append(True))
+    away, near, clients = TOPIC, Topic("", "near"), [Client(), Client()]
+    for topic, client in zip((away, near), clients, strict=True):
+        await rig.write(Set("c", topic, "k"))
+        await rig.hub.follow(topic, client.delivery)
+    revisions = rig.store.revisions
+
+    async def partial(topics):
+        nonlocal asked
+        asked += 1
+        return [
+            None if topic == away else revision for topic, revision in zip(topics, await revisions(topics), strict=True)
+        ]
+
+    rig.store.revisions = partial
+    await rig.write(Set("c", near, "lost"), Set("c", away, "lost"), tell=False)
+    await until(lambda: asked > 5 and "lost" in clients[1].view)
+    assert owners(clients[0]) == {"k": "c"}
+    assert len(clients[0].frames) == 1
+    assert not went_back
+    assert [r.getMessage() for r in caplog.records if "a part of the store does not answer" in r.getMessage()] == [
+        "comparing views with the store fails, they may be stale: "
+        "StoreUnavailable('a part of the store does not answer')"
+    ]
+    rig.store.revisions = revisions
+    await until(lambda: "lost" in clients[0].view)
+    await rig.hub.stop()
+
+
 async def test_messages_that_cannot_be_read_are_ignored_and_what_they_said_is_repaired(rig, caplog):
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)

@@ -41,7 +41,8 @@ class Store(ABC):
     """Keeps entries by (namespace, topic, key), fenced by owner.
 
     One instance serves a whole process: every method may be called from any thread and any event
-    loop. Every method raises `StoreUnavailable`, within its time limit, when the store cannot answer.
+    loop. Every method raises `StoreUnavailable`, within its time limit, when the store cannot answer. A store may be
+    spread over several servers: while one is away, `apply`, `revisions`, `sweep` and `bury` do what the others allow.
     """
 
     shared: ClassVar[bool] = False
@@ -63,12 +64,18 @@ class Store(ABC):
         """The entries with `now < deadline` and the revision they are the result of. Removes nothing."""
 
     @abstractmethod
-    async def revisions(self, topics: Sequence[Topic]) -> list[Revision]:
-        """The revision of each topic, in one round trip; `(0, 0)` for a topic that is not stored."""
+    async def revisions(self, topics: Sequence[Topic]) -> Sequence[Revision | None]:
+        """The revision of each topic, in one round trip; `(0, 0)` for a topic that is not stored.
+
+        `None`: the part of the store that has the topic does not answer while others do, and nothing is known.
+        """
 
     @abstractmethod
     async def sweep(self, limit: int = 1000) -> Sweep:
-        """Remove at most `limit` entries with `now > deadline`, as clears with reason `expired`."""
+        """Remove at most `limit` entries with `now > deadline`, as clears with reason `expired`.
+
+        What is in a part of the store that does not answer while others do is left for a later sweep, soon.
+        """
 
     @abstractmethod
     async def count(self) -> int:
@@ -99,7 +106,10 @@ class Store(ABC):
 
     async def bury(self, peer: Peer) -> Sequence[Change]:
         """Clear what the clients of a dead node own, with reason `disconnect`; nothing if it has renewed its lease
-        since that reading, or another node was faster."""
+        since that reading, or another node was faster.
+
+        While a part of the store does not answer, the node stays listed as dying, for a later funeral to finish.
+        """
         return ()
 
     async def resign(self, node: str) -> None:  # noqa: B027 - see `beat`

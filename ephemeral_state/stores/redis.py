@@ -12,7 +12,7 @@ import os
 import threading
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from ..errors import EphemeralStateError, NotConfigured, StoreUnavailable
 from ..state import (
     Change,
+    Clear,
     Drop,
     Entry,
     Limits,
@@ -47,14 +48,16 @@ _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' 
 _BROWSE_BUDGET = 5000  # and by one call
 _PAYLOAD_STEP = 100  # payloads read by one script
 _BURY_STEP = 500  # entries removed by one script
+_SWEEP_RETRY_MS = 1000  # when to sweep again for a partition that did not answer
 
 
 class RedisStore(Store):
     """Keeps everything in Redis, by Redis' own clock.
 
     The cap counts what a client owns in all partitions. It is exact if one client's sets come from one process, or
-    with one partition; with several, sets of one client that race from several processes may pass it by as many as
-    are under way at once, and what it owns in a partition that does not answer is not counted.
+    with one partition. With several, each further process that sets for the same client may bring it half of the cap
+    above it, and as many keys as are under way at once; and what it owns in a partition that does not answer is not
+    counted.
 
     Every key of ours expires 24 h after it was last written, 1 h for a topic without entries. So an entry without a
     deadline is gone 24 h after it was last set, unless it is set again. Redis must not evict: with
@@ -98,6 +101,7 @@ class RedisStore(Store):
         self._pid = os.getpid()
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
         self._inherited: list[object] = []
+        self._tally = _Tally()
 
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
         """As the contract says. Redis is busy for about 10 µs per write and per entry that a `Drop` removes.
@@ -118,18 +122,18 @@ class RedisStore(Store):
                 if write.client:
                     rest.append(index)
         answered = False
-        try:
-            while rest:
-                part, elsewhere = await self._cut([(index, writes[index]) for index in rest], until)
-                for index, outcome in (await self._apply_part(part, elsewhere, until)).items():
-                    outcomes[index] = outcome
+        while rest:
+            part, elsewhere = await self._cut([(index, writes[index]) for index in rest], until)
+            try:
+                outcomes_of_part = await self._apply_part(part, elsewhere, until)
                 answered = True
-                rest = rest[len(part) :]
-        except StoreUnavailable as error:
-            if not answered:
-                raise
-            for index in rest:
-                outcomes[index] = Outcome((), error)
+            except StoreUnavailable as error:
+                if not answered and len(part) == len(rest):
+                    raise
+                outcomes_of_part = {index: Outcome((), error) for index, _ in part}
+            for index, outcome in outcomes_of_part.items():
+                outcomes[index] = outcome
+            rest = rest[len(part) :]
         return outcomes
 
     async def snapshot(self, topic: Topic) -> Snapshot:
@@ -137,33 +141,32 @@ class RedisStore(Store):
         data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id)
         return wire.read_snapshot(data, topic)
 
-    async def revisions(self, topics: Sequence[Topic]) -> list[Revision]:
-        """One script per partition, all at once. A topic whose key holds a foreign value is unknown."""
+    async def revisions(self, topics: Sequence[Topic]) -> Sequence[Revision | None]:
+        """One script per partition, all at once. A topic whose key holds a foreign value is not stored."""
         until = self._until()
         ids = [wire.topic_id(topic) for topic in topics]
         places: defaultdict[int, list[int]] = defaultdict(list)
         for index, topic_id in enumerate(ids):
             places[self._partition(topic_id)].append(index)
-        answers = await asyncio.gather(
-            *(
-                self._run(_REVISIONS, number, until, wire.pack_names(ids[index] for index in indices))
-                for number, indices in places.items()
-            )
+        answers = await _answers(
+            self._run(_REVISIONS, number, until, wire.pack_names(ids[index] for index in indices))
+            for number, indices in places.items()
         )
-        revisions = [Revision(0, 0)] * len(ids)
+        revisions: list[Revision | None] = [None] * len(ids)
         for indices, data in zip(places.values(), answers, strict=True):
-            for index, revision in zip(indices, wire.read_revisions(data), strict=True):
-                revisions[index] = revision
+            if data is not None:
+                for index, revision in zip(indices, wire.read_revisions(data), strict=True):
+                    revisions[index] = revision
         return revisions
 
     async def sweep(self, limit: int = 1000) -> Sweep:
         """Several partitions share the limit, each gets at least 1: then at most max(limit, partitions) go."""
         until = self._until()
         share = max(1, limit // len(self._roots))
-        answers = await asyncio.gather(
-            *(self._run(_SWEEP, number, until, share, *self._ttls) for number in range(len(self._roots)))
+        answers = await _answers(
+            self._run(_SWEEP, number, until, share, *self._ttls) for number in range(len(self._roots))
         )
-        sweeps = [wire.read_sweep(data) for data in answers]
+        sweeps = [Sweep((), _SWEEP_RETRY_MS) if data is None else wire.read_sweep(data) for data in answers]
         changes: list[Change] = [change for sweep in sweeps for change in sweep.changes]
         return Sweep(changes, min((s.next_in_ms for s in sweeps if s.next_in_ms is not None), default=None))
 
@@ -232,13 +235,21 @@ class RedisStore(Store):
             return ()
         changes: list[Change] = []
         before = repr(claimed).encode()
+        is_whole = True
         for number in range(len(self._roots)):
             more = True
             while more:
                 until = self._until()
-                more, some = wire.read_buried(await step(number, b"clear", before))
-                changes += some
-        await step(0, b"done")
+                try:
+                    data = await step(number, b"clear", before)
+                except StoreUnavailable:
+                    # Those of the other partitions must be told. The node stays listed as dying, and somebody goes on.
+                    is_whole = more = False
+                else:
+                    more, some = wire.read_buried(data)
+                    changes += some
+        if is_whole:
+            await step(0, b"done")
         return changes
 
     async def resign(self, node: str) -> None:
@@ -278,10 +289,16 @@ class RedisStore(Store):
         """How many of the writes can go at once, and what clients near their cap own in each partition.
 
         A script sees one partition only. So sets of a client that might reach its cap are sent one part after
-        the other, each with fresh counts of the other partitions; all other writes have nothing to wait for.
+        the other, each with fresh counts of the other partitions; all other writes have nothing to wait for. Who owns
+        half of the cap at most, whatever became of what was sent for it, is not counted.
         """
+        if len(self._roots) == 1:
+            return writes, {}
+        cap = self.limits.max_keys_per_client
         sets = Counter(write.client for _, write in writes if isinstance(write, Set))
-        if len(self._roots) == 1 or not sets:
+        for client in self._tally.below(cap // 2, sets):
+            del sets[client]
+        if not sets:
             return writes, {}
         names = wire.pack_names(wire.encoded(client) for client in sets)
         # Half the time: a partition that does not answer must not keep the others from being written.
@@ -296,7 +313,8 @@ class RedisStore(Store):
                     owned[client][number] = count
             elif not isinstance(answer, StoreUnavailable):
                 raise answer
-        cap = self.limits.max_keys_per_client
+        if all(isinstance(answer, bytes) for answer in answers):
+            self._tally.counted({client: sum(counts) for client, counts in owned.items()})
         near = {client: owned[client] for client in sets if sum(owned[client]) + sets[client] > cap}
         for size, (_, write) in enumerate(writes):
             if size and isinstance(write, Set) and write.client in near:
@@ -307,6 +325,8 @@ class RedisStore(Store):
         self, part: Sequence[tuple[int, Write]], elsewhere: Mapping[str, Sequence[int]], until: float
     ) -> dict[int, Outcome]:
         """Carry out the writes in their partitions. Raises `StoreUnavailable` only if no partition answers."""
+        if len(self._roots) > 1:
+            self._tally.sends(write for _, write in part)
         places: defaultdict[int, list[tuple[int, Write]]] = defaultdict(list)
         for item in part:
             write = item[1]
@@ -367,8 +387,7 @@ class RedisStore(Store):
     async def _run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
         """Run a script in a partition, by the loop time `until`. Raises `StoreUnavailable` saying what happened."""
         clock = b"" if self._clock is None else repr(self._clock() / 1000).encode()
-        async with reaching(until, self._timeout):
-            return await self._connection().run(script, number, clock, *args)
+        return await self._connection().run(script, number, until, clock, *args)
 
     def _connection(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -382,6 +401,46 @@ class RedisStore(Store):
             if connection is None:
                 connection = self._connections[loop] = Connection(self._hosts, self._roots, self._timeout)
             return connection
+
+
+async def _answers(calls: Iterable[Coroutine[Any, Any, bytes]]) -> Sequence[bytes | None]:
+    """Of several partitions; `None` of one that does not answer. Raises `StoreUnavailable` if none does."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    for failure in failures:
+        if not isinstance(failure, StoreUnavailable) or len(failures) == len(answers):
+            raise failure
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
+
+
+class _Tally:
+    """The most keys that clients can own: what was counted, and one more for each that was sent since. Forgets those
+    that it has not heard of for longest."""
+
+    _SIZE = 10_000  # clients
+
+    def __init__(self) -> None:
+        self._most: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def below(self, limit: int, sets: Mapping[str, int]) -> list[str]:
+        """The clients that own no more than `limit` keys even after so many sets."""
+        with self._lock:
+            return [client for client, more in sets.items() if self._most.get(client, limit) + more <= limit]
+
+    def counted(self, totals: Mapping[str, int]) -> None:
+        with self._lock:
+            self._most.update(totals)
+            while len(self._most) > self._SIZE:
+                del self._most[next(iter(self._most))]
+
+    def sends(self, writes: Iterable[Write]) -> None:
+        with self._lock:
+            for write in writes:
+                if isinstance(write, Drop):
+                    self._most.pop(write.client, None)
+                elif not isinstance(write, Clear) and write.client in self._most:
+                    self._most[write.client] = self._most.pop(write.client) + 1
 
 
 def _elsewhere(owned: Sequence[int] | None, number: int) -> int:

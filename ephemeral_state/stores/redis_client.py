@@ -25,6 +25,7 @@ __all__ = ["Connection", "Script", "reaching", "read_hosts"]
 
 Host = Mapping[str, Any]
 _MIN_VERSION = (6, 2)
+_PAUSE = 0.25  # seconds between asking a silent host whether it is back
 
 
 class Connection:
@@ -36,6 +37,7 @@ class Connection:
 
     def __init__(self, hosts: Sequence[Host], roots: Sequence[bytes], timeout: float) -> None:
         self._roots = roots
+        self._timeout = timeout
         self._patience = timeout / 4
         self._hosts = hosts
         self._clients = [_client(host) for host in hosts]
@@ -46,18 +48,26 @@ class Connection:
         self._calls = 0
         self._link: PubSub | None = None
         self._routes: dict[int, Redis] = {}  # of a cluster: which node has the slot of a partition
+        self._silent: dict[Redis, asyncio.Task[None]] = {}
 
-    async def run(self, script: Script, number: int, *args: bytes | int) -> bytes:
-        """Run a script in a partition. Raises `NotConfigured` for a server that cannot be used."""
+    async def run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
+        """Run a script in a partition, by the loop time `until`. Raises `StoreUnavailable` saying what happened, or
+        `NotConfigured` for a server that cannot be used.
+
+        Of several servers, one that let a call run out of time fails all others at once until it answers again: what
+        is asked of several servers together must not wait for that one every time.
+        """
         self._calls += 1
         try:
-            return await self._run(script, number, *args)
+            async with reaching(until, self._timeout):
+                return await self._run(script, number, until, *args)
         finally:
             self._calls -= 1
 
-    async def _run(self, script: Script, number: int, *args: bytes | int) -> bytes:
-        client = await self._client_of(number)
+    async def _run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
+        client = self._clients[number % len(self._clients)]
         try:
+            client = await self._client_of(number)
             return await script(client, self._roots[number], *args)
         except exceptions.MovedError:  # the slot has a new home, and nothing has been carried out
             self._routes.clear()
@@ -66,7 +76,26 @@ class Connection:
             raise
         except BaseException:  # a cluster may have put another node in this one's place
             self._routes.clear()
+            if asyncio.get_running_loop().time() >= until:
+                self._ran_out_of_time(client)
             raise
+
+    def _ran_out_of_time(self, client: Redis) -> None:
+        if client not in self._silent and len(self._clients) + len(self._nodes) > 1:
+            self._silent[client] = asyncio.get_running_loop().create_task(self._await_answer(client))
+
+    async def _await_answer(self, client: Redis) -> None:
+        try:
+            while True:
+                with suppress(TimeoutError, exceptions.TimeoutError):
+                    async with asyncio.timeout(self._timeout):
+                        await client.execute_command("PING")  # type: ignore[no-untyped-call]
+                        return
+                await asyncio.sleep(_PAUSE)
+        except (exceptions.RedisError, OSError):
+            pass  # it is heard of, if nothing good: whoever asks is told at once
+        finally:
+            del self._silent[client]
 
     async def linked(self, channels: Sequence[bytes]) -> list[bool]:
         """Hold a subscription to the first channel, where partition 0 is; say of each whether anybody does."""
@@ -90,6 +119,10 @@ class Connection:
         """Once what is under way is done: each call has its time limit. There must be no new ones."""
         while self._calls:  # noqa: ASYNC110 - rare and short; an event would have to be kept for it
             await asyncio.sleep(0.01)
+        silent = list(self._silent.values())
+        for task in silent:
+            task.cancel()
+        await asyncio.gather(*silent, return_exceptions=True)
         link, self._link = self._link, None
         if link is not None:
             with suppress(exceptions.RedisError, OSError):
@@ -100,6 +133,8 @@ class Connection:
 
     async def _client_of(self, number: int) -> Redis:
         place = number % len(self._clients)
+        if not self._is_cluster:
+            self._require_answers(self._clients[place])
         if not self._looked_over[place] and not self._is_cluster:
             async with self._locks[place]:
                 if not self._looked_over[place]:
@@ -114,16 +149,24 @@ class Connection:
             await self._find_routes()
         if number not in self._routes:
             raise exceptions.ClusterDownError("CLUSTERDOWN no node of the cluster serves the slot of this partition")
+        self._require_answers(self._routes[number])
         return self._routes[number]
+
+    def _require_answers(self, client: Redis) -> None:
+        if client in self._silent:
+            raise exceptions.TimeoutError("not asked: it has not answered the last call yet")
 
     async def _find_routes(self) -> None:
         """Ask any node of the cluster which node has which slots."""
         failure: Exception | None = None
         for client in (*self._clients, *self._nodes.values()):
             try:
+                self._require_answers(client)
                 async with asyncio.timeout(self._patience):
                     ranges = await client.execute_command("CLUSTER SLOTS")  # type: ignore[no-untyped-call]
             except (exceptions.RedisError, OSError) as error:
+                if isinstance(error, TimeoutError):
+                    self._ran_out_of_time(client)
                 failure = error
                 continue
             seed = client.connection_pool.connection_kwargs.get("host", "localhost")

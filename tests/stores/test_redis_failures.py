@@ -8,10 +8,11 @@ import time
 
 import pytest
 
-from ephemeral_state.errors import NotConfigured, StoreUnavailable
-from ephemeral_state.state import Clear, Drop, Limits, Set, Topic
+from ephemeral_state.errors import NotConfigured, StoreUnavailable, TooManyKeys
+from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
+from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
-from tests.redis_server import RedisServer, wait_for
+from tests.redis_server import RedisServer, unique_prefix, wait_for
 from tests.stores.world import ROOM, World, runs
 
 pytestmark = pytest.mark.redis
@@ -205,24 +206,188 @@ async def test_a_replica_refuses_all_writes():
         assert await reader.keys() == ["k"]
 
 
-@runs
-async def test_one_host_of_two_that_is_away_harms_its_own_partitions_only():
+# Several hosts
+
+TOPICS = [Topic("", f"t{number}") for number in range(16)]
+SPREAD_TIMEOUT = 1.0
+
+
+async def until_all_answer(world):
+    deadline = time.monotonic() + 20
+    while any(outcome.error for outcome in await world.apply(*(Set("first", topic, "first") for topic in TOPICS))):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    await world.drop("first")
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    """Two Redis servers, the second of which is to be treated badly, and healed."""
     with RedisServer() as near, RedisServer() as far:
-        options = {"hosts": [near.url, far.url], "partitions": 2, "timeout": TIMEOUT}
-        world = World(RedisStore(Limits(), **options), None)
-        topics = [Topic("", f"t{number}") for number in range(8)]
-        await world.changes(*(Set("ann", topic, "k") for topic in topics))
-        far.kill()
-        writes = [Drop("nobody"), *(Set("ann", t, "k") for t in topics), *(Clear("ann", t, "k") for t in topics)]
-        for process in (world, World(RedisStore(Limits(), **options), None)):
+        yield near, far
+
+
+@contextlib.asynccontextmanager
+async def away_for_a_while(hosts, break_it=None, *, partitions=4, cap=256):
+    """Two worlds on both servers, how to break and heal the second, and whether each topic is there."""
+    near, far = hosts
+    options = {"hosts": [near.url, far.url], "partitions": partitions, "timeout": SPREAD_TIMEOUT}
+    options["prefix"] = unique_prefix()
+    worlds = [World(RedisStore(Limits(max_keys_per_client=cap), **options), None) for _ in range(2)]
+    lost = [worlds[0].store._partition(wire.topic_id(topic)) % 2 == 1 for topic in TOPICS]
+    assert 3 < sum(lost) < 13
+    for world in worlds:  # connected, so that only what is broken on purpose can be late
+        await until_all_answer(world)
+    broken = None
+
+    def toggle():
+        nonlocal broken
+        if broken is None:
+            (far.kill if break_it == "killed" else far.stop)()
+            broken = far.start if break_it == "killed" else far.cont
+        else:
+            broken()
+            broken = None
+
+    try:
+        yield worlds, toggle, lost
+    finally:
+        if broken is not None:
+            broken()
+
+
+both_ways = pytest.mark.parametrize("break_it", ["killed", "frozen"])
+
+
+@both_ways
+@runs
+async def test_one_host_of_two_that_is_away_harms_its_own_partitions_only(hosts, break_it):
+    async with away_for_a_while(hosts, break_it) as (worlds, toggle, lost):
+        await worlds[0].changes(*(Set("ann", topic, "k") for topic in TOPICS))
+        toggle()
+        writes = [Drop("nobody"), *(Set("ann", t, "k") for t in TOPICS), *(Clear("ann", t, "k") for t in TOPICS)]
+        for process in worlds:
             outcomes = await process.apply(*writes)
             failed = [isinstance(outcome.error, StoreUnavailable) for outcome in outcomes]
-            assert failed[0]
-            assert failed[1:9] == failed[9:]
-            assert 0 < sum(failed[9:]) < len(topics)
-            for topic, refused in zip(topics, failed[9:], strict=True):
-                if not refused:
-                    assert await process.keys(topic) == []
+            assert failed == [True, *lost, *lost]
+            assert [await process.keys(topic) for topic, gone in zip(TOPICS, lost, strict=True) if not gone] == [
+                [] for gone in lost if not gone
+            ]
+
+
+@runs
+async def test_a_client_near_its_cap_is_harmed_by_a_host_that_is_away_in_its_own_partitions_only(hosts):
+    async with away_for_a_while(hosts, "killed", cap=20) as (worlds, toggle, lost):
+        await worlds[0].changes(*(Set("ann", topic, "k") for topic in TOPICS))
+        toggle()
+        outcomes = await worlds[0].apply(*(Set("ann", topic, "k") for topic in TOPICS))
+        assert [isinstance(outcome.error, StoreUnavailable) for outcome in outcomes] == lost
+
+
+@both_ways
+@runs
+async def test_what_is_not_known_of_a_host_that_is_away_is_not_called_lost(hosts, break_it):
+    async with away_for_a_while(hosts, break_it) as (worlds, toggle, lost):
+        world = worlds[0]
+        before = {change.topic: change for change in await world.changes(*(Set("ann", t, "k") for t in TOPICS))}
+        known = [Revision(before[topic].epoch, before[topic].revision) for topic in TOPICS]
+        assert await world.store.revisions(TOPICS) == known
+        toggle()
+        expected = [None if gone else revision for revision, gone in zip(known, lost, strict=True)]
+        assert await world.store.revisions(TOPICS) == expected
+        with pytest.raises(StoreUnavailable):
+            await world.store.revisions([topic for topic, gone in zip(TOPICS, lost, strict=True) if gone])
+
+
+@both_ways
+@runs
+async def test_a_sweep_goes_over_the_partitions_that_answer_and_comes_again_soon_for_the_rest(hosts, break_it):
+    async with away_for_a_while(hosts, break_it) as (worlds, toggle, lost):
+        world = worlds[0]
+        await world.changes(*(Set("ann", topic, "k", b"", 50) for topic in TOPICS))
+        toggle()
+        swept = []
+        deadline = time.monotonic() + 10
+        while len(swept) < len(TOPICS) - sum(lost):
+            sweep = await world.store.sweep()
+            swept += [change.topic for change in sweep.changes]
+            assert sweep.next_in_ms <= 1000
+            assert time.monotonic() < deadline
+        assert set(swept) == {topic for topic, gone in zip(TOPICS, lost, strict=True) if not gone}
+
+
+@both_ways
+@runs
+async def test_a_funeral_goes_on_where_it_can_and_is_finished_when_all_answer(hosts, break_it):
+    async with away_for_a_while(hosts, break_it) as (worlds, toggle, lost):
+        store = worlds[0].store
+        await store.beat("dead", 1, "{}")
+        await worlds[0].changes(*(Set("d", topic, "k", b"", None, "dead") for topic in TOPICS))
+        toggle()
+        (peer,) = (await store.beat("alive", 60_000, "{}")).peers
+        buried = [change.topic for change in await store.bury(peer)]
+        assert set(buried) == {topic for topic, gone in zip(TOPICS, lost, strict=True) if not gone}
+        toggle()
+        world, deadline = worlds[1], time.monotonic() + 10
+        while dead := [p for p in (await world.store.beat("other", 60_000, "{}")).peers if p.node == "dead"]:
+            await world.store.bury(dead[0])
+            assert time.monotonic() < deadline
+        # A host that was frozen may have cleared by itself what it was asked to, and a killed one has nothing left.
+        assert not [key for topic in TOPICS for key in await world.keys(topic)]
+
+
+@runs
+async def test_a_frozen_host_is_waited_for_once_and_asked_again_when_it_answers(hosts):
+    async with away_for_a_while(hosts, "frozen", partitions=8) as (worlds, toggle, lost):
+        world = worlds[0]
+        toggle()
+        near = [topic for topic, gone in zip(TOPICS, lost, strict=True) if not gone]
+        await world.store.sweep()
+        began = time.monotonic()
+        for number in range(20):  # each of a client never heard of, whose keys are counted everywhere
+            (outcome,) = await world.apply(Set(f"c{number}", near[0], f"{number}"))
+            assert outcome.error is None
+            outcomes = await world.apply(*(Set(f"d{number}", topic, f"d{number}") for topic in TOPICS))
+            assert [outcome.error is not None for outcome in outcomes] == lost
+            await world.store.sweep()
+        assert time.monotonic() - began < 6 * SPREAD_TIMEOUT
+        toggle()
+        await until_all_answer(world)
+        assert not world.store._connection()._silent
+
+
+@runs
+async def test_many_partitions_do_not_cost_a_count_of_each_with_every_batch(hosts):
+    server = hosts[0]
+    options = {"url": server.url, "prefix": unique_prefix(), "partitions": 64, "timeout": 20}
+    world = World(RedisStore(Limits(max_keys_per_client=100), **options), None)
+
+    def scripts():
+        stats = server.command("INFO", "commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval"))
+
+    await world.set("ann", "k")
+    before = scripts()
+    for _ in range(49):
+        await world.set("ann", "k")
+    assert scripts() - before == 49
+    for _ in range(49):  # by what was sent it might own more than half of the cap, so it is counted, and owns 1
+        await world.set("ann", "k")
+    assert scripts() - before == 98 + 64
+
+
+@runs
+async def test_the_cap_of_a_client_with_keys_in_many_partitions_is_exact(hosts):
+    options = {"url": hosts[0].url, "prefix": unique_prefix(), "partitions": 64, "timeout": 20}
+    world = World(RedisStore(Limits(max_keys_per_client=20), **options), None)
+    sets = [Set("ann", Topic("", f"t{number}"), "k") for number in range(40)]
+    for size in (1, 2, 7, 40):
+        for first in range(0, 40, size):
+            outcomes = await world.apply(*sets[first : first + size])
+            for number, outcome in enumerate(outcomes, first):
+                assert isinstance(outcome.error, TooManyKeys) == (number >= 20)
+        assert await world.store.count() == 20
+        await world.drop("ann")
 
 
 @runs
