@@ -18,6 +18,7 @@ from tests.waiting import until
 
 from .client import BulkClient, Violation
 from .cluster import Cluster, cluster
+from .person import Person
 from .server import Server
 
 pytestmark = [pytest.mark.redis, pytest.mark.faults]
@@ -331,6 +332,7 @@ async def test_a_clock_that_is_a_minute_wrong_changes_nothing(wrong_by, redis_ur
 
 PING = 4.0
 ENDED_AFTER = PING + 10 + 1  # seconds
+FROZEN_CLIENT_ENDED_AFTER = 20.0
 
 
 class Wire:
@@ -399,3 +401,26 @@ async def test_a_client_that_vanishes_without_a_word_is_cleared(server, redis_ur
         took = await asyncio.gather(*(vanish(f"k{n}", PING + n * PING / 4) for n in range(6)))
         print(f"cleared after {', '.join(f'{each:.1f}' for each in took)} s")
         assert max(took) < ENDED_AFTER
+
+
+async def test_a_client_whose_process_is_frozen_is_cleared_by_every_server(redis_url):
+    """Its kernel goes on to acknowledge what is sent, so nothing but a missing answer shows it."""
+    keys = ("daphne", "uvicorn", "granian")
+    async with cluster(redis_url) as here:
+        watcher = await here.connect(here.start(), "room")
+        view = watcher.views["room"]
+        people = [here.stack.enter_context(Person(here.start(server, "lifespan"), server)) for server in keys]
+        await until(lambda: set(view.entries) == set(keys), 60)
+        heard = view.heard["frames"]
+        stopped = [person.send(signal.SIGSTOP) for person in people]
+
+        async def gone(key: str) -> float:
+            await until(lambda: key not in view.entries, 60)
+            return time.monotonic()
+
+        took = dict(zip(keys, (at - stopped[0] for at in await asyncio.gather(*map(gone, keys))), strict=True))
+        print(f"cleared after {', '.join(f'{each:.1f} s on {server}' for server, each in took.items())}")
+        assert max(took.values()) < FROZEN_CLIENT_ENDED_AFTER
+        assert view.heard["frames"] == heard + len(keys)
+        assert all(view.disconnected[key] == 1 for key in keys)
+        await here.settle(5, {})
