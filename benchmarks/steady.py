@@ -1,11 +1,11 @@
 """One writer and a room of subscribers: how many changes a second reach them.
 
-The writer is saturated: it keeps WINDOW sets on the way and sends the next when one comes back to its own socket, so
-the server sets the pace. It goes round KEYS keys, more than are ever on the way: a socket that keeps up is told of each
-set, and only where one falls more than that behind does ours leave out values that have been overtaken. Counted is what
-arrived, by the second of wall time; `arrived` is its share of all sets times all subscribers once everything is
-still. `batch` gets several changes in a frame. The ceiling is a writer of ready-made bytes: what the load generator can
-count at most; `load` is the share of a core that it used.
+The writer is saturated: it keeps `--window` sets on the way and sends the next when one comes back to its own socket,
+so the server sets the pace. It goes round KEYS keys, more than are ever on the way: a socket that keeps up is told of
+each set, and only where one falls more than that behind does ours leave out values that have been overtaken. Counted
+is what arrived, by the second of wall time; `arrived` is its share of all sets times all subscribers once everything
+is still. `batch` gets several changes in a frame. The ceiling is a writer of ready-made bytes: what the load generator
+can count at most; `load` is the share of a core that it used.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
 def main(arguments: list[str]) -> int:
     made = parser("steady", __doc__, rounds=5, seconds=3, layers=("memory", "pubsub"))
     made.add_argument("--subscribers", nargs="+", type=int, default=list(SUBSCRIBERS))
+    made.add_argument("--window", type=int, default=WINDOW, help=f"less than {KEYS}; default: {WINDOW}")
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.subscribers = 1, min(options.seconds, 0.5), [20]
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
                     redis.url,
                     timeout=60 + options.seconds,
                     subscribers=subscribers,
-                    window=WINDOW,
+                    window=options.window,
                     keys=KEYS,
                     endless=contender == CEILING,
                     seconds=options.seconds,

@@ -11,7 +11,7 @@ export const TOPIC = "room";
 export const tally = { updates: 0, frames: 0, bytes: 0, errors: 0, lastError: "" };
 
 const SOCKETIO_EVENT = '42["e",'.length;
-const SET = 1, CLEAR = 2, BATCH = 3, SNAPSHOT = 4, OK = 5, ERROR = 6, PING = 7;
+const SET = 1, CLEAR = 2, BATCH = 3, SNAPSHOT = 4, OK = 5, ERROR = 6, PING = 7, OTHER = 8;
 
 /** Which frame begins at `at`, by its discriminator: {"_orama":"ephemeral.X…. */
 function kind(data, at) {
@@ -23,7 +23,7 @@ function kind(data, at) {
     case 101: return ERROR;
     case 112: return PING;
   }
-  throw new Error(`unknown frame: ${data}`);
+  return OTHER;
 }
 
 // All sockets get the same text, so each text is parsed once, as long as it is among the latest few thousand.
@@ -143,6 +143,8 @@ export class Client {
         return this.#waiting.shift()?.[1](new Refused(data.toString()));
       case PING:
         return this.ws.send('{"_orama":"ephemeral.pong"}');
+      case OTHER:
+        return;
     }
     const wire = data.length + (data.length < 126 ? 2 : data.length < 65_536 ? 4 : 10);
     tally.frames++;

@@ -47,6 +47,6 @@ def attack(script: str, server: Server, *, timeout: float, **options: Any) -> di
     command = ["node", "--max-semi-space-size=64", f"load/{script}.mjs", given]
     done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
-        raise RuntimeError(f"load/{script}.mjs ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+        raise RuntimeError(f"load/{script}.mjs ended with {done.returncode}:\n{done.stderr.strip()[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result

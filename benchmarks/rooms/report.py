@@ -85,7 +85,12 @@ def _row(comparison: Comparison, contender: Contender, columns: Sequence[Column]
         value = ratio if column.versus else median
         figures += f"{'-' if value is None else format(value * column.scale, column.style):>13}"
     note = comparison.note(contender)
-    return figures + (f"   {note.splitlines()[0][:150]}" if note else "")
+    return figures + (f"   {_gist(note)}" if note else "")
+
+
+def _gist(note: str) -> str:
+    lines = note.splitlines()
+    return next((line for line in lines if "Error" in line), lines[0])[:150]
 
 
 def _versus(comparison: Comparison, contender: Contender, column: Column) -> float | None:
