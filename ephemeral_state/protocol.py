@@ -334,15 +334,17 @@ class Batch(NamedTuple):
 
 
 def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
-    """Group messages for consecutive changes of one topic, each of a size any channel layer carries.
+    """Group messages for changes of one topic in the order of their revisions, each of a size any channel layer
+    carries. A message holds consecutive changes: where another process has written in between, the next begins.
 
     Only text and numbers, since that is what every layer's serializer keeps as it is.
     """
     messages: list[dict[str, Any]] = []
-    size = _MAX_BATCH_CHARACTERS
+    size = 0
+    following = (-1, -1)
     for change in changes:
         text = encode_change(change)
-        if size + len(text) > _MAX_BATCH_CHARACTERS:
+        if (change.epoch, change.revision) != following or size + len(text) > _MAX_BATCH_CHARACTERS:
             size = 0
             messages.append(
                 {
@@ -356,6 +358,7 @@ def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
                     "expires_in_ms": [],
                 }
             )
+        following = (change.epoch, change.revision + 1)
         size += len(text)
         messages[-1]["frames"].append(text)
         messages[-1]["expires_in_ms"].append(-1 if change.expires_in_ms is None else change.expires_in_ms)

@@ -227,6 +227,12 @@ def test_a_large_batch_is_cut_into_messages_with_consecutive_revisions():
     assert max(sum(map(len, message["frames"])) for message in messages) <= 256 * 1024
 
 
+def test_a_message_ends_where_another_process_has_written_in_between():
+    changes = [change(f"k{n}", b"", revision=n) for n in (1, 2, 4, 5, 9)]
+    batches = [decode_batch(message) for message in encode_batches(changes)]
+    assert [[event.revision.revision for event in batch.events] for batch in batches] == [[1, 2], [4, 5], [9]]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
