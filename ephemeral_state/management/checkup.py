@@ -19,7 +19,7 @@ _SCAN_STEP: Final = 500  # keys of the server looked at by one script, ours and 
 _LOOK_STEP: Final = 150  # elements, each of which asks up to six questions
 _READ_BYTES: Final = 1_000_000  # of payloads that one script may read to see their entries' names
 _FAULT_STEP: Final = 100  # faults judged or repaired by one script
-_REMOVE_STEP: Final = 100  # entries of dead clients removed by one script
+_REMOVE_STEP: Final = 100  # entries of dead clients looked at by one script, and those of one client more
 _NOT_REACHED: Final = 3
 _OVERDUE_MS: Final = 3000  # peers bury within two beats, or after 2 s if they had lost sight of the store
 

@@ -47,7 +47,7 @@ _EMPTY_TOPIC_TTL_MS = _HOUR_MS
 _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' time
 _BROWSE_BUDGET = 5000  # and by one call
 _PAYLOAD_STEP = 100  # payloads read by one script
-_BURY_STEP = 500  # entries removed by one script
+_BURY_STEP = 200  # entries looked at by one script, and those of one client more
 _SWEEP_RETRY_MS = 1000  # when to sweep again for a partition that did not answer
 
 

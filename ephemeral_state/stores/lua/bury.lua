@@ -3,7 +3,8 @@
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
 --   ARGV[2]  node
 --   ARGV[3]  'claim': only take the lease, unless it was renewed since it had the stamp ARGV[4]
---            'clear': clear clients last written for before the time ARGV[4], in µs, until ARGV[5] entries are gone
+--            'clear': clear clients last written for before the time ARGV[4], in µs, until ARGV[5] of
+--            their entries, or clients, were looked at
 --            'done': forget the node
 --   ARGV[6]  ms after which an untouched key of ours goes      ARGV[7]  the same for a topic without entries
 --
@@ -25,16 +26,18 @@ if ARGV[3] == 'done' then
   redis.call('ZREM', DYING, ARGV[2])
   return ''
 end
-local changes, removed, more = {}, 0, 0
-for _, client in ipairs(redis.call('ZRANGEBYSCORE', node_key(ARGV[2]), '-inf', ARGV[4])) do
-  if removed >= tonumber(ARGV[5]) then
+local limit = tonumber(ARGV[5])
+local clients = redis.call('ZRANGEBYSCORE', node_key(ARGV[2]), '-inf', ARGV[4], 'LIMIT', 0, limit)
+local changes, looked, more = {}, 0, #clients == limit and 1 or 0
+for _, client in ipairs(clients) do
+  if looked >= limit then
     more = 1
     break
   end
-  local count, packed = drop_client(now, client, true, buried_key(ARGV[2]))
+  local count, packed, owned = drop_client(now, client, true, buried_key(ARGV[2]))
   redis.call('ZREM', node_key(ARGV[2]), client)
+  looked = looked + 1 + (owned or 0)
   if count then
-    removed = removed + count + 1
     changes[#changes + 1] = packed
   end
 end

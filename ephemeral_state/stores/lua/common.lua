@@ -220,7 +220,8 @@ local function linger(now, topic, key, head)
 end
 
 -- Remove what a client owns, fenced; if it ended abnormally, what has a grace lingers. `buried`, if any, is where to
--- note what is removed, or will be after its grace. Returns the number of changes, and the changes, packed.
+-- note what is removed, or will be after its grace. Returns the number of changes, the changes, packed, and how many
+-- entries were looked at.
 local function drop_client(now, client, abnormal, buried)
   local ckey = client_key(client)
   local entries = redis.pcall('SMEMBERS', ckey)
@@ -250,7 +251,7 @@ local function drop_client(now, client, abnormal, buried)
     redis.pcall('ZREM', node_key(home), client)
     redis.call('HDEL', HOMES, client)
   end
-  return #changes, table.concat(changes)
+  return #changes, table.concat(changes), #entries
 end
 
 -- From now on the end of the node is the end of the client.

@@ -5,7 +5,7 @@
 --   ARGV[2]  ms after which an untouched key of ours goes      ARGV[3]  the same for a topic without entries
 --   ARGV[4]  'look', 'again' or 'repair'      ARGV[5]  the nodes that have a lease or are being buried, packed
 --   ARGV[6]  look: where, packed: cursor, key. Otherwise the faults, packed: kind, place, member
---   ARGV[7]  look: elements to look at, at most; repair: entries of clients to remove before the rest is left
+--   ARGV[7]  look: elements to look at, at most; repair: entries of clients to look at before the rest is left
 --   ARGV[8]  look: elements to read from a key at once
 --
 -- Returns, packed: look: the faults as above, and with kind '' what was not looked at yet: cursor, key.
@@ -172,7 +172,7 @@ function wrong.f(key)
   return is ~= 'none' and is ~= expected
 end
 
-local changes, removed = {}, 0
+local changes, looked_at = {}, 0
 local repair = {}
 
 function repair.b(topic, key)
@@ -236,10 +236,10 @@ function repair.n(node, client)
 end
 
 function repair.H(client, node)
-  local count, packed = drop_client(now, client, true, buried_key(node))
+  local count, packed, owned = drop_client(now, client, true, buried_key(node))
   try('PEXPIRE', buried_key(node), empty_ttl_ms)
   try('ZREM', node_key(node), client)
-  removed = removed + 1 + (count or 0)
+  looked_at = looked_at + 1 + (owned or 0)
   if count then
     changes[#changes + 1] = packed
   end
@@ -357,7 +357,7 @@ local at = 1
 while at <= #ARGV[6] do
   local kind, place, member, status
   kind, place, member, at = struct.unpack('>I4c0I4c0I4c0', ARGV[6], at)
-  if removed >= tonumber(ARGV[7]) then
+  if looked_at >= tonumber(ARGV[7]) then
     status = 3
   elseif not wrong[kind](place, member) then
     status = 0
