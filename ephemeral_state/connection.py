@@ -6,16 +6,19 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Final
 
 from .delivery import Delivery
 from .errors import ConnectionGone, NotConfigured
 from .node import Node, current
-from .protocol import Ref, encode_grace, encode_payload, encode_ttl
+from .protocol import Flow, Ref, encode_grace, encode_payload, encode_ttl
 from .state import Clear, Drop, Entry, Set, Topic, UntilDisconnect
 
 __all__ = ["Connection", "drop"]
 
 logger = logging.getLogger("ephemeral_state")
+
+_PLAIN: Final = Flow()
 
 
 class Connection:
@@ -66,20 +69,20 @@ class Connection:
         """Live entries, sorted by key. Raises `StoreUnavailable`."""
         return (await self._node.store.snapshot(topic.require())).entries
 
-    async def subscribe(self, topic: Topic, ref: Ref = None) -> None:
+    async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = _PLAIN) -> None:
         """One snapshot, then every change. Raises `ConnectionGone`, `NameInvalid` or `StoreUnavailable`."""
         if self.ended:
             raise ConnectionGone("the connection has ended, it cannot subscribe")
         topic.require()
         # One at a time: of two for the same topic, one that fails must not undo the other.
         async with self._subscribing:
-            await self._follow(topic, ref)
+            await self._follow(topic, ref, flow)
 
-    async def _follow(self, topic: Topic, ref: Ref) -> None:
+    async def _follow(self, topic: Topic, ref: Ref, flow: Flow) -> None:
         self._topics.add(topic)
         hub = self._node.hub
         try:
-            await hub.follow(topic, self._delivery, ref)
+            await hub.follow(topic, self._delivery, ref, flow)
         except BaseException as error:
             self._topics.discard(topic)
             if self.ended and not _cancelling():

@@ -17,7 +17,17 @@ from .errors import ConnectionGone, EphemeralStateError, InvalidFrame, NotConfig
 from .lifecycle import Lifecycle
 from .node import wait_in
 from .policy import get_policy, require
-from .protocol import Command, Ref, decode_command, encode_error, encode_hello, encode_ok, encode_set, encode_snapshot
+from .protocol import (
+    Command,
+    Ref,
+    decode_command,
+    encode_error,
+    encode_hello,
+    encode_ok,
+    encode_set,
+    encode_snapshot,
+    flow,
+)
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
 
 __all__ = [
@@ -91,9 +101,10 @@ class _Base(AsyncConsumer):
     def _ephemeral_topic(self, topic: str) -> Topic:
         return Topic(self.ephemeral_namespace, topic)
 
-    async def _ephemeral_subscribe(self, topic: Topic) -> None:
+    async def _ephemeral_subscribe(self, topic: Topic, batch: bool, max_rate: float | None) -> None:
+        how = flow(batch, max_rate)
         self._ephemeral_lifecycle().require_accepted()
-        await self._ephemeral_connection().subscribe(topic)
+        await self._ephemeral_connection().subscribe(topic, flow=how)
 
     async def _ephemeral_end(self) -> None:
         if self._ephemeral is None:
@@ -148,9 +159,16 @@ class EphemeralStateMixin(_Base):
         """What is live in the topic, sorted by key."""
         return await self._ephemeral_connection().list(self._ephemeral_topic(topic))
 
-    async def ephemeral_subscribe(self, topic: str) -> None:
-        """Send the client one `ephemeral.snapshot` frame, then a frame per change: no gap, no overlap."""
-        await self._ephemeral_subscribe(self._ephemeral_topic(topic))
+    async def ephemeral_subscribe(self, topic: str, *, batch: bool = False, max_rate: float | None = None) -> None:
+        """Send the client one `ephemeral.snapshot` frame, then a frame per change: no gap, no overlap.
+
+        `batch`: several changes in one `ephemeral.batch` frame. `max_rate`: at most so many frames a second, up to
+        1000, and of what changes faster the newest value per key; a clear is never left out. Where `ephemeral_event`
+        is overridden, it is called for one event at a time, whatever `batch` is.
+
+        Raises `NotAccepted`, `ConnectionGone`, `NameInvalid`, `StoreUnavailable`, or `ValueError` for a wrong rate.
+        """
+        await self._ephemeral_subscribe(self._ephemeral_topic(topic), batch, max_rate)
 
     async def ephemeral_unsubscribe(self, topic: str) -> None:
         """Send no more of the topic."""
@@ -218,10 +236,10 @@ class SyncEphemeralStateMixin(_Base):
         where = self._ephemeral_topic(topic)
         return self._ephemeral_wait(lambda: self._ephemeral_connection().list(where))
 
-    def ephemeral_subscribe(self, topic: str) -> None:
+    def ephemeral_subscribe(self, topic: str, *, batch: bool = False, max_rate: float | None = None) -> None:
         """See `EphemeralStateMixin.ephemeral_subscribe`."""
         where = self._ephemeral_topic(topic)
-        self._ephemeral_wait(lambda: self._ephemeral_subscribe(where))
+        self._ephemeral_wait(lambda: self._ephemeral_subscribe(where, batch, max_rate))
 
     def ephemeral_unsubscribe(self, topic: str) -> None:
         """See `EphemeralStateMixin.ephemeral_unsubscribe`."""
@@ -298,7 +316,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
             return encode_ok(command.ref)
         if command.verb == "subscribe":
             await require(self._policy.can_subscribe, self.scope, *topic)
-            await connection.subscribe(topic, command.ref)
+            await connection.subscribe(topic, command.ref, command.flow)
             return None
         if command.verb == "list":
             await require(self._policy.can_list, self.scope, *topic)

@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Container, Generator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from .outbox import Outbox
-from .protocol import Event, Ref, encode_snapshot
+from .protocol import Event, Ref, add_ref, encode_events
 from .state import Entry, Topic
 
-__all__ = ["Delivery", "Direct", "Dispatched", "Send", "View"]
+__all__ = ["Delivery", "Direct", "Dispatched", "News", "Send", "View"]
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-View = Callable[[], Sequence[Entry]]
-"""Reads the entries of a topic as they are at the moment of the call."""
+
+
+class View(Protocol):
+    """Reads a topic as it is at the moment of the call."""
+
+    def entries(self) -> Sequence[Entry]: ...
+
+    def snapshot(self) -> str:
+        """The frame that tells of all entries."""
+
+
+class News:
+    """Events of one topic on their way to many sockets: what they send is made once."""
+
+    __slots__ = ("_frame", "events", "topic")
+
+    def __init__(self, topic: Topic, events: Sequence[Event]) -> None:
+        self.topic = topic
+        self.events = events
+        self._frame: str | None = None
+
+    def frame(self) -> str:
+        """For subscribers that take several events in one frame."""
+        if self._frame is None:
+            self._frame = encode_events(self.topic.name, self.events)
+        return self._frame
 
 
 class Delivery(Protocol):
     """What a hub needs of a subscriber. None of these may block, await or raise."""
 
-    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
-        """Send one snapshot; everything heard from now on comes after it."""
+    def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
+        """Send one snapshot; everything heard from now on comes after it, with `batch` several events in one frame."""
 
-    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+    def hear(self, news: News) -> None:
         """Send these events, or the newest of them."""
 
     def forget(self, topic: Topic) -> None:
@@ -61,15 +85,16 @@ class _Waiting:
             if not waiting:
                 del self._topics[topic]
 
-    def pop(self) -> tuple[Topic, _Welcome | Event]:
+    def pop(self, batched: Container[Topic] = ()) -> tuple[Topic, _Welcome | list[Event]]:
+        """What is to be sent next: one event, or of a batched topic all."""
         topic, waiting = next(iter(self._topics.items()))
         if isinstance(waiting, _Welcome):
             del self._topics[topic]
             return topic, waiting
-        event = waiting.pop()
+        events = waiting.pop_all() if topic in batched else [waiting.pop()]
         if not waiting:
             del self._topics[topic]
-        return topic, event
+        return topic, events
 
     def forget(self, topic: Topic) -> None:
         self._topics.pop(topic, None)
@@ -91,20 +116,29 @@ class Direct:
         self._gone = gone
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
+        self._batched: set[Topic] = set()
         self._waiting = _Waiting()
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
 
-    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+    def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
         if self._closed:
             return
+        if batch:
+            self._batched.add(topic)
+        else:
+            self._batched.discard(topic)
         if self._sending is not None:
             self._waiting.welcome(topic, view, ref)
         else:
-            self._push(encode_snapshot(topic.name, view(), ref))
+            self._push(add_ref(view.snapshot(), ref))
 
-    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+    def hear(self, news: News) -> None:
+        events = news.events
         if self._sending is None and not self._closed:
+            if news.topic in self._batched:
+                self._push(news.frame())
+                return
             for index, event in enumerate(events):
                 if not self._push(event.text):
                     events = events[index + 1 :]
@@ -112,9 +146,10 @@ class Direct:
             else:
                 return
         if events and not self._closed:
-            self._waiting.add(topic, events)
+            self._waiting.add(news.topic, events)
 
     def forget(self, topic: Topic) -> None:
+        self._batched.discard(topic)
         self._waiting.forget(topic)
 
     def close(self) -> None:
@@ -146,9 +181,13 @@ class Direct:
         try:
             await rest
             while self._waiting:
-                topic, what = self._waiting.pop()
-                text = encode_snapshot(topic.name, what.view(), what.ref) if isinstance(what, _Welcome) else what.text
-                await self._send_text(text)
+                topic, what = self._waiting.pop(self._batched)
+                if isinstance(what, _Welcome):
+                    await self._send_text(add_ref(what.view.snapshot(), what.ref))
+                elif topic in self._batched:
+                    await self._send_text(encode_events(topic.name, what))
+                else:
+                    await self._send_text(what[0].text)
         except Exception as error:
             self._lost(error)
         finally:
@@ -162,7 +201,7 @@ class Direct:
 
 class Dispatched:
     """Hands events to the consumer's own dispatch, one at a time, so that its handlers never run side by side.
-    While a handler is busy, the newest value per key waits."""
+    While a handler is busy, the newest value per key waits. `batch` has no meaning here."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """`wake` is called when `pop` has something to give."""
@@ -178,27 +217,28 @@ class Dispatched:
         topic, what = self._waiting.pop()
         common = {"namespace": topic.namespace, "topic": topic.name}
         if isinstance(what, _Welcome):
-            entries = what.view()
+            entries = what.view.entries()
             return {"type": "ephemeral.snapshot", **common, "entries": entries, "ref": what.ref}
+        (event,) = what
         return {
             "type": "ephemeral.event",
             **common,
-            "event": "set" if what.reason is None else "clear",
-            "key": what.key,
-            "client_id": what.client_id,
-            "payload": what.payload,
-            "reason": what.reason,
-            "text": what.text,
+            "event": "set" if event.reason is None else "clear",
+            "key": event.key,
+            "client_id": event.client_id,
+            "payload": event.payload,
+            "reason": event.reason,
+            "text": event.text,
         }
 
-    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
+    def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
         if not self._closed:
             self._waiting.welcome(topic, view, ref)
             self._wake()
 
-    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
+    def hear(self, news: News) -> None:
         if not self._closed:
-            self._waiting.add(topic, events)
+            self._waiting.add(news.topic, news.events)
             self._wake()
 
     def forget(self, topic: Topic) -> None:

@@ -7,16 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from channels.layers import BaseChannelLayer
 
 from .broadcast import group_name
-from .delivery import Delivery
+from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
-from .protocol import Event, Ref, decode_batch
+from .outbox import Outbox
+from .protocol import Event, Flow, Ref, decode_batch, encode_snapshot
 from .replica import Replica
-from .state import Snapshot, Topic
+from .state import Entry, Snapshot, Topic
 from .stores.base import Store
 
 __all__ = ["Hub"]
@@ -28,6 +29,8 @@ _DOUBT: Final = 0.25  # seconds that a batch may be on its way before the beacon
 _REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after the store lost everything
 _REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
 _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
+_SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
+_PLAIN: Final = Flow()
 _RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
 
 
@@ -55,10 +58,11 @@ class Hub:
         self._tasks: list[asyncio.Task[Any]] = []
         self._stopped = False
 
-    async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None) -> None:
+    async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None, flow: Flow = _PLAIN) -> None:
         """Welcome the delivery with one snapshot, and let it hear everything after that: no gap, no overlap.
 
-        Whoever follows already gets a new snapshot. Raises `StoreUnavailable`, also for the channel layer.
+        Whoever follows already gets a new snapshot, and the new `flow`. Raises `StoreUnavailable`, also for the
+        channel layer.
         """
         feed = self._feeds.get(topic)
         if feed is None:
@@ -68,8 +72,8 @@ class Hub:
         try:
             # Shielded: one client that leaves while it waits must not take the topic from the others.
             await asyncio.shield(feed.opening)
-            feed.add(delivery)
-            delivery.welcome(topic, lambda: feed.replica.entries(_now()), ref)
+            feed.add(delivery, flow)
+            delivery.welcome(topic, feed, ref, batch=flow.batch)
         finally:
             feed.waiters -= 1
             self._close_if_unused(feed)
@@ -115,7 +119,7 @@ class Hub:
             raise
 
     def _close_if_unused(self, feed: _Feed) -> None:
-        if not feed.audience and not feed.waiters:
+        if feed.deserted and not feed.waiters:
             self._close(feed)
 
     def _close(self, feed: _Feed) -> None:
@@ -300,6 +304,8 @@ class _Feed:
         self.replica = Replica(topic)
         self._members: dict[Delivery, None] = {}
         self._audience: tuple[Delivery, ...] | None = ()
+        self._paces: dict[Flow, _Pace] = {}
+        self._encoded = _Encoded(-1, 0.0, "")
         self.waiters = 0
         self.generation = 0
         self.patient_until = 0.0
@@ -310,24 +316,50 @@ class _Feed:
         return self.opening.done() and not self.opening.cancelled() and self.opening.exception() is None
 
     @property
-    def audience(self) -> tuple[Delivery, ...]:
-        """Never changed, only replaced, so it may be iterated while others come and leave."""
-        if self._audience is None:
-            self._audience = tuple(self._members)
-        return self._audience
+    def deserted(self) -> bool:
+        return not self._members and not self._paces
 
-    def add(self, delivery: Delivery) -> None:
-        self._members[delivery] = None
-        self._audience = None
+    def add(self, delivery: Delivery, flow: Flow) -> None:
+        self.remove(delivery)
+        if flow.max_rate is None:
+            self._members[delivery] = None
+            self._audience = None
+        else:
+            pace = self._paces.get(flow)
+            if pace is None:
+                pace = self._paces[flow] = _Pace(self.topic, flow.batch, flow.max_rate)
+            pace.add(delivery)
 
     def remove(self, delivery: Delivery) -> None:
-        self._members.pop(delivery, None)
-        self._audience = None
+        if delivery in self._members:
+            del self._members[delivery]
+            self._audience = None
+        for flow, pace in list(self._paces.items()):
+            if pace.remove(delivery):
+                del self._paces[flow]
 
     def tell(self, events: Sequence[Event]) -> None:
-        if events:
-            for delivery in self.audience:
-                delivery.hear(self.topic, events)
+        if not events:
+            return
+        news = News(self.topic, events)
+        if self._audience is None:
+            # Never changed, only replaced: others come and leave while it is iterated.
+            self._audience = tuple(self._members)
+        for delivery in self._audience:
+            delivery.hear(news)
+        for pace in list(self._paces.values()):
+            pace.tell(events)
+
+    def entries(self) -> Sequence[Entry]:
+        return self.replica.entries(_now())
+
+    def snapshot(self) -> str:
+        """Encoded once for all who join within a moment, as after a deploy everybody does."""
+        now = _now()
+        if self._encoded.version != self.replica.version or now - self._encoded.at > _SNAPSHOT_AGE:
+            text = encode_snapshot(self.topic.name, self.replica.entries(now))
+            self._encoded = _Encoded(self.replica.version, now, text)
+        return self._encoded.text
 
     def must_wait_for(self, snapshot: Snapshot) -> bool:
         """A store that has lost everything is being written back to: what is not there yet has not left."""
@@ -342,6 +374,66 @@ class _Feed:
             # Not itself: opening closes the feed when it fails.
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
+
+
+class _Encoded(NamedTuple):
+    version: int
+    at: float
+    text: str
+
+
+class _Pace:
+    """Subscribers of one topic that want at most so many frames a second, all in step: what waits is gathered once,
+    and what is sent is made once."""
+
+    def __init__(self, topic: Topic, batch: bool, max_rate: float) -> None:
+        self._topic = topic
+        self._batch = batch
+        self._period = 1 / max_rate
+        self._waiting = Outbox()
+        # Who joins while something waits has heard of it by its snapshot. It has an outbox of its own until it has
+        # heard no less and no more than the others.
+        self._members: dict[Delivery, Outbox | None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, delivery: Delivery) -> None:
+        self._members[delivery] = Outbox() if self._waiting else None
+
+    def remove(self, delivery: Delivery) -> bool:
+        """Whether nobody is left."""
+        self._members.pop(delivery, None)
+        if self._members:
+            return False
+        if self._timer is not None:
+            self._timer.cancel()
+        return True
+
+    def tell(self, events: Sequence[Event]) -> None:
+        self._waiting.add(events)
+        for own in self._members.values():
+            if own is not None:
+                own.add(events)
+        if self._timer is None:
+            self._send()
+
+    def _send(self) -> None:
+        self._timer = None
+        members = list(self._members.items())
+        if not self._waiting and not any(own for _, own in members):
+            return
+        news = self._take(self._waiting)
+        for delivery, own in members:
+            if own is None:
+                delivery.hear(news)
+            else:
+                delivery.hear(self._take(own))
+                if not own and not self._waiting and delivery in self._members:
+                    self._members[delivery] = None
+        if self._members:
+            self._timer = asyncio.get_running_loop().call_later(self._period, self._send)
+
+    def _take(self, outbox: Outbox) -> News:
+        return News(self._topic, outbox.pop_all() if self._batch or not outbox else [outbox.pop()])
 
 
 def _now() -> float:

@@ -35,9 +35,10 @@ class Outbox:
                 pending[event.key] = event
             elif event.reason is not None and waiting.fresh:
                 del pending[event.key]
-            elif event.fresh != waiting.fresh:
-                # Whether the subscriber knows the key was settled by the first event that waited.
-                pending[event.key] = event._replace(fresh=waiting.fresh)
+            elif event.fresh != waiting.fresh or event.same_owner != waiting.same_owner:
+                # What the subscriber knows of the key was settled by the first event that waited.
+                same_owner = waiting.same_owner and event.same_owner
+                pending[event.key] = event._replace(fresh=waiting.fresh, same_owner=same_owner)
             else:
                 pending[event.key] = event
 
@@ -46,6 +47,12 @@ class Outbox:
         for key in self._events:
             return self._events.pop(key)
         raise KeyError("outbox is empty")
+
+    def pop_all(self) -> list[Event]:
+        """All there is to tell."""
+        events = list(self._events.values())
+        self._events.clear()
+        return events
 
     def clear(self) -> None:
         """A snapshot is about to say it all."""

@@ -23,13 +23,16 @@ __all__ = [
     "Batch",
     "Command",
     "Event",
+    "Flow",
     "Ref",
+    "add_ref",
     "decode_batch",
     "decode_command",
     "encode_batches",
     "encode_change",
     "encode_entry",
     "encode_error",
+    "encode_events",
     "encode_grace",
     "encode_hello",
     "encode_ok",
@@ -37,6 +40,7 @@ __all__ = [
     "encode_set",
     "encode_snapshot",
     "encode_ttl",
+    "flow",
     "is_pong",
 ]
 
@@ -97,6 +101,29 @@ def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> st
 def encode_hello(client_id: str) -> str:
     """The first frame of a connection: which `client_id` is the client's own."""
     return _dumps({"_orama": "ephemeral.hello", "client_id": client_id})
+
+
+def add_ref(frame: str, ref: Ref) -> str:
+    """The text of a frame, as the answer to a command that had this `ref`."""
+    return frame if ref is None else f'{frame[:-1]},"ref":{_dumps(ref)}}}'
+
+
+def encode_events(topic: str, events: Iterable[Event]) -> str:
+    """`ephemeral.batch`: several events in one frame, no larger than the topic's snapshot could be.
+
+    An event is `[key, payload]` where the key has the owner it had, `[key, payload, client_id]` where the owner is
+    new, and `[key, null, client_id, reason]` for a clear.
+    """
+    return f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
+
+
+def _encode_event(event: Event) -> str:
+    if event.reason is not None:
+        return f'[{_quote(event.key)},null,{_quote(event.client_id)},"{event.reason}"]'
+    payload = _base64(event.payload)
+    if event.same_owner:
+        return f'[{_quote(event.key)},"{payload}"]'
+    return f'[{_quote(event.key)},"{payload}",{_quote(event.client_id)}]'
 
 
 def encode_ok(ref: Ref = None) -> str:
@@ -168,6 +195,30 @@ def encode_grace(grace: float | None) -> int:
 _MAX_SECONDS: Final = 10**9
 
 
+class Flow(NamedTuple):
+    """How a subscriber wants to hear of a topic."""
+
+    batch: bool = False
+    """Several events in one frame."""
+    max_rate: float | None = None
+    """At most so many frames a second; of what waits meanwhile, the newest value per key. `None`: no limit."""
+
+
+_PLAIN: Final = Flow()
+
+
+def flow(batch: bool = False, max_rate: object = None) -> Flow:
+    """Raises `ValueError`."""
+    if max_rate is None:
+        return Flow(batch)
+    if isinstance(max_rate, bool) or not isinstance(max_rate, int | float) or not 0 < max_rate <= _MAX_RATE:
+        raise ValueError(f"max_rate must be a number of frames a second above 0 and up to {_MAX_RATE}")
+    return Flow(batch, float(max_rate))
+
+
+_MAX_RATE: Final = 1000
+
+
 # Commands in
 
 
@@ -181,11 +232,12 @@ class Command:
     payload: bytes = b""
     ttl_ms: int | None = 0
     grace_ms: int = 0
+    flow: Flow = _PLAIN
     ref: Ref = None
 
 
 _FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    "subscribe": frozenset(("topic",)),
+    "subscribe": frozenset(("topic", "batch", "max_rate")),
     "unsubscribe": frozenset(("topic",)),
     "list": frozenset(("topic",)),
     "clear": frozenset(("topic", "key")),
@@ -232,6 +284,7 @@ def _command(frame: dict[str, Any], ref: Ref, max_name_bytes: int) -> Command:
         payload=_payload(frame.get("payload", "")),
         ttl_ms=_ttl_ms(frame.get("ttl_ms", 0)),
         grace_ms=_grace_ms(frame.get("grace_ms", 0)),
+        flow=_flow(frame),
         ref=ref,
     )
 
@@ -249,6 +302,16 @@ def _name(frame: Mapping[str, Any], field: str, max_name_bytes: int) -> str:
     if size > max_name_bytes:
         raise NameInvalid(f"{field} of {size} bytes exceeds the limit of {max_name_bytes}")
     return name
+
+
+def _flow(frame: Mapping[str, Any]) -> Flow:
+    batch = frame.get("batch", False)
+    if not isinstance(batch, bool):
+        raise InvalidFrame(f"batch is a JSON {_json_type(batch)}, not true or false")
+    try:
+        return flow(batch, frame.get("max_rate"))
+    except ValueError as error:
+        raise InvalidFrame(str(error)) from None
 
 
 def _payload(value: object) -> bytes:
@@ -323,6 +386,8 @@ class Event(NamedTuple):
     """The change's own, or that of the snapshot that revealed it."""
     fresh: bool = False
     """The key was not there before: whoever has not heard of this event does not know the key at all."""
+    same_owner: bool = False
+    """The key was there before, with the same owner: whoever knows the key knows its owner."""
 
 
 class Batch(NamedTuple):

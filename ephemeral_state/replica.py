@@ -19,7 +19,7 @@ class Replica:
     It starts empty and waits for its first snapshot: until `reset`, every batch is early.
     """
 
-    __slots__ = ("_early", "_held", "_ready", "revision", "topic")
+    __slots__ = ("_early", "_held", "_ready", "revision", "topic", "version")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
@@ -27,6 +27,8 @@ class Replica:
         self._ready = False
         self._held: dict[str, _Held] = {}
         self._early: dict[Revision, Batch] = {}
+        self.version = 0
+        """Another one after every change of what `entries` returns, but for the passing of time."""
 
     @property
     def behind(self) -> bool:
@@ -94,10 +96,14 @@ class Replica:
 
     def _advance(self, events: Sequence[Event], now: float) -> list[Event]:
         heard = []
+        self.version += 1
         for event in events:
             if event.reason is None:
-                if event.key not in self._held:
+                held = self._held.get(event.key)
+                if held is None:
                     event = event._replace(fresh=True)
+                elif held.client_id == event.client_id:
+                    event = event._replace(same_owner=True)
                 deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
                 self._held[event.key] = _Held(event.client_id, event.payload, deadline)
             elif self._held.pop(event.key, None) is None:
@@ -107,6 +113,7 @@ class Replica:
         return heard
 
     def _difference(self, snapshot: Snapshot, now: float) -> list[Event]:
+        self.version += 1
         there = {entry.key: entry for entry in snapshot.entries}
         heard = []
         for key in [key for key in self._held if key not in there]:
@@ -122,12 +129,9 @@ class Replica:
             self._held[key] = _Held(entry.client_id, entry.payload, deadline)
             if before is None or (before.client_id, before.payload) != (entry.client_id, entry.payload):
                 text = encode_set(self.topic.name, key, entry.client_id, entry.payload)
-                fresh = before is None
-                heard.append(
-                    Event(
-                        key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision, fresh
-                    )
-                )
+                same_owner = before is not None and before.client_id == entry.client_id
+                event = Event(key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision)
+                heard.append(event._replace(fresh=before is None, same_owner=same_owner))
         return heard
 
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ephemeral_state.delivery import Direct, Dispatched
-from ephemeral_state.protocol import Event
+from ephemeral_state.delivery import Direct, Dispatched, News
+from ephemeral_state.protocol import Event, encode_snapshot
 from ephemeral_state.state import Entry, Revision, Topic
 
 from .waiting import settle, until
@@ -19,6 +19,17 @@ def set_event(key, text, fresh=False):
 
 def clear_event(key):
     return Event(key, "c", b"", "disconnect", 0, f"clear {key}", Revision(0, 0))
+
+
+class View:
+    def __init__(self, entries):
+        self._entries = entries
+
+    def entries(self):
+        return self._entries
+
+    def snapshot(self):
+        return encode_snapshot(TOPIC.name, self._entries)
 
 
 class Socket:
@@ -42,7 +53,7 @@ class Socket:
 async def test_a_socket_that_keeps_up_needs_no_task():
     socket = Socket()
     tasks = asyncio.all_tasks()
-    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("a", "2")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("a", "2")]))
     assert socket.texts == ["1", "2"]
     assert asyncio.all_tasks() == tasks
 
@@ -50,22 +61,22 @@ async def test_a_socket_that_keeps_up_needs_no_task():
 async def test_a_socket_that_pushes_back_gets_the_newest_value_per_key_and_every_clear():
     socket = Socket()
     socket.gate.clear()
-    socket.delivery.hear(TOPIC, [set_event("a", "1")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1")]))
     for n in range(100):
-        socket.delivery.hear(TOPIC, [set_event("a", f"a{n}"), set_event("b", f"b{n}")])
-    socket.delivery.hear(TOPIC, [clear_event("b")])
+        socket.delivery.hear(News(TOPIC, [set_event("a", f"a{n}"), set_event("b", f"b{n}")]))
+    socket.delivery.hear(News(TOPIC, [clear_event("b")]))
     assert socket.texts == ["1"]
     socket.gate.set()
     await settle()
     assert socket.texts == ["1", "a99", "clear b"]
-    socket.delivery.hear(TOPIC, [set_event("a", "direct again")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "direct again")]))
     assert socket.texts[-1] == "direct again"
 
 
 async def test_the_rest_of_a_batch_waits_when_the_socket_blocks_in_its_middle():
     socket = Socket()
     socket.gate.clear()
-    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2"), set_event("c", "3")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2"), set_event("c", "3")]))
     assert socket.texts == ["1"]
     socket.gate.set()
     await settle()
@@ -77,7 +88,7 @@ async def test_a_socket_that_never_reads_costs_bounded_memory():
     socket.gate.clear()
     for n in range(10_000):
         socket.delivery.hear(
-            TOPIC, [set_event(f"{n}", "x", fresh=True), set_event("cursor", f"{n}"), clear_event(f"{n}")]
+            News(TOPIC, [set_event(f"{n}", "x", fresh=True), set_event("cursor", f"{n}"), clear_event(f"{n}")])
         )
     socket.gate.set()
     await settle()
@@ -88,11 +99,11 @@ async def test_a_socket_that_never_reads_costs_bounded_memory():
 async def test_a_snapshot_that_waits_is_taken_when_it_is_sent():
     socket = Socket()
     socket.gate.clear()
-    socket.delivery.hear(Topic("", "other"), [set_event("a", "1")])
+    socket.delivery.hear(News(Topic("", "other"), [set_event("a", "1")]))
     entries = []
-    socket.delivery.welcome(TOPIC, lambda: entries, ref=9)
+    socket.delivery.welcome(TOPIC, View(entries), ref=9)
     entries.append(Entry(TOPIC, "k", "c", b"", None))
-    socket.delivery.hear(TOPIC, [set_event("k", "in the snapshot already")])
+    socket.delivery.hear(News(TOPIC, [set_event("k", "in the snapshot already")]))
     socket.gate.set()
     await settle()
     snapshot = json.loads(socket.texts[1])
@@ -104,7 +115,7 @@ async def test_a_snapshot_that_waits_is_taken_when_it_is_sent():
 async def test_a_topic_that_is_forgotten_is_not_told():
     socket = Socket()
     socket.gate.clear()
-    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     socket.delivery.forget(TOPIC)
     socket.gate.set()
     await settle()
@@ -115,18 +126,18 @@ async def test_a_topic_that_is_forgotten_is_not_told():
 async def test_a_failing_send_says_that_the_peer_is_gone_and_nothing_more_is_sent(error):
     socket = Socket()
     socket.error = error
-    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     assert socket.lost == [error]
     socket.error = None
-    socket.delivery.hear(TOPIC, [set_event("a", "3")])
-    socket.delivery.welcome(TOPIC, list, None)
+    socket.delivery.hear(News(TOPIC, [set_event("a", "3")]))
+    socket.delivery.welcome(TOPIC, View([]), None)
     assert socket.texts == []
 
 
 async def test_a_send_that_fails_after_pushing_back_says_so_too():
     socket = Socket()
     socket.gate.clear()
-    socket.delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     socket.error = ConnectionResetError("reset")
     socket.gate.set()
     await settle()
@@ -137,7 +148,7 @@ async def test_closing_ends_a_send_that_is_stuck():
     socket = Socket()
     socket.gate.clear()
     before = asyncio.all_tasks()
-    socket.delivery.hear(TOPIC, [set_event("a", "1")])
+    socket.delivery.hear(News(TOPIC, [set_event("a", "1")]))
     assert asyncio.all_tasks() != before
     socket.delivery.close()
     await settle()
@@ -159,7 +170,7 @@ async def test_a_send_may_suspend_in_any_way_a_coroutine_can():
             texts.append(message["text"])
 
     delivery = Direct(send, texts.append)
-    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     await until(lambda: texts == ["1", "2"])
 
 
@@ -172,7 +183,7 @@ async def test_a_server_may_hand_out_any_awaitable():
         return future
 
     delivery = Direct(send, done.append)
-    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     await settle()
     assert done == ["1", "2"]
 
@@ -180,13 +191,13 @@ async def test_a_server_may_hand_out_any_awaitable():
 async def test_a_consumer_with_its_own_handler_gets_messages_one_by_one():
     woken = []
     delivery = Dispatched(lambda: woken.append(1))
-    delivery.welcome(TOPIC, lambda: [Entry(TOPIC, "k", "c", b"x", None)], None)
-    delivery.hear(TOPIC, [set_event("k", "1")])
+    delivery.welcome(TOPIC, View([Entry(TOPIC, "k", "c", b"x", None)]), None)
+    delivery.hear(News(TOPIC, [set_event("k", "1")]))
     assert woken
     message = delivery.pop()
     assert (message["type"], message["topic"], len(message["entries"])) == ("ephemeral.snapshot", "t", 1)
     assert not delivery
-    delivery.hear(TOPIC, [set_event("k", "2"), set_event("k", "3"), clear_event("j")])
+    delivery.hear(News(TOPIC, [set_event("k", "2"), set_event("k", "3"), clear_event("j")]))
     assert delivery.pop() == {
         "type": "ephemeral.event",
         "event": "set",
@@ -200,8 +211,43 @@ async def test_a_consumer_with_its_own_handler_gets_messages_one_by_one():
     }
     assert (delivery.pop()["event"], bool(delivery)) == ("clear", False)
     delivery.close()
-    delivery.hear(TOPIC, [set_event("k", "4")])
+    delivery.hear(News(TOPIC, [set_event("k", "4")]))
     assert not delivery
+
+
+def batches(texts):
+    return [json.loads(text)["events"] for text in texts]
+
+
+async def test_a_batch_is_one_frame_and_made_once_for_all_sockets():
+    sockets = [Socket(), Socket()]
+    news = News(TOPIC, [set_event("a", "1"), set_event("b", "2"), clear_event("a")])
+    for socket in sockets:
+        socket.delivery.welcome(TOPIC, View([]), None, batch=True)
+        socket.delivery.hear(news)
+    assert batches(sockets[0].texts[1:]) == [[["a", "MQ==", "c"], ["b", "Mg==", "c"], ["a", None, "c", "disconnect"]]]
+    assert sockets[0].texts[1] is sockets[1].texts[1]
+
+
+async def test_a_socket_that_takes_batches_and_falls_behind_gets_the_newest_values_in_one_frame():
+    socket = Socket()
+    socket.delivery.welcome(TOPIC, View([]), None, batch=True)
+    socket.gate.clear()
+    for n in range(100):
+        socket.delivery.hear(News(TOPIC, [set_event("a", f"a{n}")._replace(same_owner=n > 0), set_event("b", "b")]))
+    socket.gate.set()
+    await settle()
+    first, rest = batches(socket.texts[1:])
+    assert (first[0], first[1][0]) == (["a", "YTA=", "c"], "b")
+    assert rest == [["a", "YTk5"], ["b", "Yg==", "c"]]
+
+
+async def test_subscribing_again_without_batches_ends_them():
+    socket = Socket()
+    for batch in (True, False):
+        socket.delivery.welcome(TOPIC, View([]), None, batch=batch)
+        socket.delivery.hear(News(TOPIC, [set_event("a", "1")]))
+    assert (len(batches(socket.texts[1:2])), socket.texts[3]) == (1, "1")
 
 
 async def test_a_send_begins_and_ends_in_one_context():
@@ -218,7 +264,7 @@ async def test_a_send_begins_and_ends_in_one_context():
             variable.reset(token)
 
     delivery = Direct(send, lost.append)
-    delivery.hear(TOPIC, [set_event("a", "1"), set_event("b", "2")])
+    delivery.hear(News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     gate.set()
     await settle()
     assert (texts, lost) == (["1", "2"], [])

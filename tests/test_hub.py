@@ -8,6 +8,7 @@ from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.hub import Hub
+from ephemeral_state.protocol import Flow
 from ephemeral_state.state import Clear, Limits, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 
@@ -33,6 +34,13 @@ class Client:
             self.view = {e["key"]: (e["client_id"], e.get("payload")) for e in frame["entries"]}
         elif frame["_orama"] == "ephemeral.set":
             self.view[frame["key"]] = (frame["client_id"], frame.get("payload"))
+        elif frame["_orama"] == "ephemeral.batch":
+            for key, payload, *owner_and_reason in frame["events"]:
+                if payload is None:
+                    del self.view[key]
+                else:
+                    owner = owner_and_reason[0] if owner_and_reason else self.view[key][0]
+                    self.view[key] = (owner, payload or None)
         else:
             del self.view[frame["key"]]
 
@@ -119,6 +127,92 @@ async def test_nothing_is_missed_or_doubled_by_clients_that_join_while_others_wr
         sets = [f.get("payload") for f in client.frames if f["_orama"] == "ephemeral.set"]
         assert len(sets) == len(set(sets))
     assert len({tuple(map(str, client.frames[-5:])) for client in clients if len(client.frames) > 5}) == 1
+
+
+async def test_a_batch_names_the_owner_only_where_it_is_new(rig):
+    await rig.write(Set("c", TOPIC, "k", b"1"))
+    client, plain = Client(), Client()
+    await rig.hub.follow(TOPIC, client.delivery, flow=Flow(batch=True))
+    await rig.hub.follow(TOPIC, plain.delivery)
+    await rig.write(Set("c", TOPIC, "k", b"2"), Set("d", TOPIC, "k", b"3"), Set("d", TOPIC, "k", b"4"))
+    await rig.write(Clear("d", TOPIC, "k"))
+    await until(lambda: not client.view)
+    assert [frame["events"] for frame in client.frames[1:]] == [
+        [["k", "Mg=="], ["k", "Mw==", "d"], ["k", "NA=="]],
+        [["k", None, "d", "explicit"]],
+    ]
+    assert [frame["_orama"] for frame in plain.frames[1:]] == ["ephemeral.set"] * 3 + ["ephemeral.clear"]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_a_rate_is_kept_and_the_last_value_and_every_clear_arrive(rig, batch):
+    await rig.write(Set("c", TOPIC, "going"))
+    client, plain = Client(), Client()
+    await rig.hub.follow(TOPIC, client.delivery, flow=Flow(batch, max_rate=20))
+    await rig.hub.follow(TOPIC, plain.delivery)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    for n in range(300):
+        await rig.write(Set("c", TOPIC, "moving", str(n).encode()))
+        await asyncio.sleep(0.001)
+    await rig.write(Clear("c", TOPIC, "going"))
+    await until(lambda: client.view == plain.view)
+    assert len(client.frames) - 1 <= 1 + 20 * (loop.time() - began)
+    assert sum(frame["_orama"] == "ephemeral.set" for frame in plain.frames) == 300
+    assert client.view == {"moving": ("c", "Mjk5")}
+
+
+async def test_one_frame_is_made_for_all_who_want_the_same_rate(rig):
+    clients = [Client() for _ in range(10)]
+    for client in clients:
+        await rig.hub.follow(TOPIC, client.delivery, flow=Flow(True, 50))
+    await rig.write(Set("c", TOPIC, "first"))
+    await until(lambda: all(len(client.frames) == 2 for client in clients))
+    await rig.write(Set("c", TOPIC, "a"))
+    await rig.write(Set("c", TOPIC, "b"))
+    await until(lambda: all(len(client.frames) == 3 for client in clients))
+    assert [event[0] for event in clients[0].frames[-1]["events"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+async def test_whoever_joins_or_leaves_at_a_rate_at_any_moment_ends_at_the_truth(rig, batch, seed):
+    rng = random.Random(seed)
+    clients = []
+    for _ in range(150):
+        if rng.random() < 0.2:
+            clients.append(Client())
+            rate = rng.choice([None, 100, 200, 1000])
+            await rig.hub.follow(TOPIC, clients[-1].delivery, flow=Flow(batch, rate))
+        if rng.random() < 0.05 and len(clients) > 1:
+            rig.hub.unfollow(TOPIC, clients.pop(rng.randrange(len(clients))).delivery)
+        key, owner = f"k{rng.randrange(6)}", rng.choice("ab")
+        await rig.write(
+            Set(owner, TOPIC, key, b"%d" % rng.randrange(99)) if rng.random() < 0.6 else Clear(owner, TOPIC, key)
+        )
+        await asyncio.sleep(rng.choice([0, 0, 0.002]))
+    truth = await rig.truth()
+    # A clear of a key that a view does not have raises in the client, so nothing was told twice or left out either.
+    await until(lambda: all(owners(client) == truth for client in clients))
+    assert [client.lost for client in clients] == [None] * len(clients)
+
+
+async def test_a_snapshot_is_encoded_once_for_all_who_join_together_and_anew_after_a_change(rig):
+    await rig.write(Set("c", TOPIC, "k"))
+    texts = []
+
+    class Raw(Client):
+        async def send(self, message):
+            texts.append(message["text"])
+
+    for _ in range(3):
+        await rig.hub.follow(TOPIC, Raw().delivery)
+    assert len({id(text) for text in texts}) < 3
+    await rig.write(Set("c", TOPIC, "another"))
+    await until(lambda: len(texts) == 6)
+    await rig.hub.follow(TOPIC, Raw().delivery, ref=7)
+    assert [e["key"] for e in json.loads(texts[-1])["entries"]] == ["another", "k"]
+    assert texts[-1].endswith(',"ref":7}')
 
 
 async def test_a_lost_last_message_is_repaired_by_the_beacon(rig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from channels.layers import InMemoryChannelLayer
 
 from ..broadcast import find_layer
 from ..conf import get_settings
-from ..delivery import View
+from ..delivery import News, View
 from ..errors import NotConfigured
 from ..hub import Hub
 from ..protocol import Event, Ref
@@ -51,12 +51,12 @@ class _Lines:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[_Line] = asyncio.Queue()
 
-    def welcome(self, topic: Topic, view: View, ref: Ref) -> None:
-        for entry in view():
+    def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
+        for entry in view.entries():
             self.queue.put_nowait(_Line.of(entry, "live"))
 
-    def hear(self, topic: Topic, events: Sequence[Event]) -> None:
-        for event in events:
+    def hear(self, news: News) -> None:
+        for event in news.events:
             self.queue.put_nowait(_Line.of(event, event.reason or "set"))
 
     def forget(self, topic: Topic) -> None:
