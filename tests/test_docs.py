@@ -296,12 +296,13 @@ def test_json_parses_and_frames_have_their_fields(file: Path):
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js")
-@pytest.mark.parametrize("name", ["tutorial.md", "howto.md"])
+@pytest.mark.parametrize("name", ["tutorial.md", "howto.md", "client.md", "protocol.md"])
 def test_javascript_parses(name: str, tmp_path: Path):
     scripts = blocks(page(name), "js")
     assert scripts
     for number, script in enumerate(scripts):
-        file = tmp_path / f"{number}.js"
+        # a module, where there may be imports
+        file = tmp_path / f"{number}.{'mjs' if 'import ' in script or 'await ' in script else 'js'}"
         file.write_text(script)
         subprocess.run(["node", "--check", file], check=True, timeout=60)
 

@@ -1,0 +1,8 @@
+export class EphemeralPresence extends HTMLElement {
+    connectedCallback(): Promise<import("./ephemeral-state.js").Topic | null | undefined>;
+    set room(room: Topic | null);
+    disconnectedCallback(): void;
+    #private;
+}
+export type Entry = import("./ephemeral-state.js").Entry;
+export type Topic = import("./ephemeral-state.js").Topic;

@@ -1,0 +1,69 @@
+/**
+ * A topic in React: `const { entries, status, room } = useTopic(state, "room:1")`.
+ *
+ * @module
+ */
+
+import { useCallback, useEffect, useRef, useSyncExternalStore } from "react";
+
+/** @typedef {import("./ephemeral-state.js").EphemeralState} EphemeralState */
+/** @typedef {import("./ephemeral-state.js").Entry} Entry */
+/** @typedef {import("./ephemeral-state.js").Status} Status */
+/** @typedef {import("./ephemeral-state.js").Topic} Topic */
+/** @typedef {import("./ephemeral-state.js").TopicOptions} TopicOptions */
+
+/**
+ * What a component sees: `entries` is a new Map when something changed, and the same one when nothing did. `room` is
+ * there to `set` and `clear`; null on a server.
+ * @typedef {{ entries: ReadonlyMap<string, Entry>, status: Status | "denied", room: Topic | null }} Seen
+ */
+
+/** @type {Seen} */
+const NOTHING = { entries: new Map(), status: "connecting", room: null };
+
+/** @type {WeakMap<Topic, number>} how many components use it */
+const users = new WeakMap();
+
+/**
+ * Follow a topic while the component is there. When the last one that uses it goes, the topic is left, which clears
+ * what is one's own in it.
+ * @param {EphemeralState | null} state null, on a server, sees nothing
+ * @param {string} name
+ * @param {TopicOptions} [options] as they are when the topic is used first
+ * @returns {Seen}
+ */
+export function useTopic(state, name, options) {
+  const seen = useRef(NOTHING);
+  const first = useRef(options);
+  const subscribe = useCallback(
+    (/** @type {() => void} */ changed) => {
+      if (!state) return () => {};
+      const room = state.topic(name, first.current);
+      users.set(room, (users.get(room) ?? 0) + 1);
+      let waiting = false;
+      const look = () => {
+        // Once for all changes of a frame, and of several frames that come together.
+        if (waiting) return;
+        waiting = true;
+        queueMicrotask(() => {
+          waiting = false;
+          seen.current = { entries: new Map(room.entries), status: room.status, room };
+          changed();
+        });
+      };
+      const stop = room.subscribe(look);
+      state.addEventListener("status", look);
+      look();
+      return () => {
+        stop();
+        state.removeEventListener("status", look);
+        users.set(room, (users.get(room) ?? 1) - 1);
+        // Not at once: another component, or this one in strict mode, may take it over.
+        setTimeout(() => users.get(room) === 0 && room.leave());
+      };
+    },
+    [state, name],
+  );
+  useEffect(() => () => void (seen.current = NOTHING), [state, name]);
+  return useSyncExternalStore(subscribe, () => seen.current, () => NOTHING);
+}

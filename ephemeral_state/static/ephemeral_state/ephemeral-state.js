@@ -1,0 +1,1005 @@
+/**
+ * Ephemeral state in the browser: topics as live maps, over a WebSocket that comes back by itself.
+ *
+ *     const state = new EphemeralState("/ws/state/");
+ *     const room = state.topic("room:1");
+ *     room.subscribe(({ key, entry }) => console.log(key, entry ? entry.value : "is gone"));
+ *     room.set("here:7", { name: "Zoé" });
+ *
+ * No dependencies and no build. Nothing here throws into the page: what goes wrong is an "error" event, and once a warning
+ * in the console. From the bottom: `View` and `Session` are the rules of `docs/protocol.md`, without a socket, a timer or
+ * a clock of their own; `Topic` and `EphemeralState` are what a page uses.
+ *
+ * @module
+ */
+
+/**
+ * connecting: nothing was seen yet. live: what `entries` show is true. stale: it was true when the connection was lost,
+ * which is being made again. offline: not connected, and not trying until the network, the page or `connect()` is back.
+ * @typedef {"connecting" | "live" | "stale" | "offline"} Status
+ */
+
+/**
+ * Why an entry went. missed: it went while there was no connection. revoked: you may not see it any more.
+ * @typedef {"explicit" | "disconnect" | "expired" | "missed" | "revoked"} Reason
+ */
+
+/**
+ * What happened to one key: `entry` is there unless it went, `before` unless it is new.
+ * @typedef {{ type: "set", key: string, entry: Entry, before?: Entry, reason?: undefined }
+ *   | { type: "clear", key: string, entry?: undefined, before: Entry, reason: Reason }} Change
+ */
+
+/**
+ * What went wrong. `code` is one of the server's, or `unreachable`, `bad_url`, `bad_server_frame`, `unknown_frame`,
+ * `revoked`, `refused_too_often`.
+ * @typedef {{ code: string, message: string, topic?: string, key?: string, retryAfter?: number }} Problem
+ */
+
+/**
+ * `ttl`: seconds the entry lives; without it, as long as this connection. `grace`: seconds it stays when the connection
+ * is lost rather than closed. `throttle`: send this key at most once in so many milliseconds, and always the last value.
+ * @typedef {{ ttl?: number | null, grace?: number, throttle?: number }} SetOptions
+ */
+
+/**
+ * `maxRate`: frames a second that this topic may cost at most. `subscribe: false`: the server's consumer subscribes
+ * this connection by itself.
+ * @typedef {{ maxRate?: number, subscribe?: boolean }} TopicOptions
+ */
+
+/** @typedef {Record<string, any>} Frame */
+
+const utf8 = new TextEncoder();
+const text = new TextDecoder("utf-8", { fatal: true });
+const EMPTY = new Uint8Array();
+
+/** One key's value and owner. It never changes, but for the time when it expires: a new value is a new `Entry`. */
+export class Entry {
+  #view;
+  /** @type {Uint8Array | undefined} */ #bytes;
+  /** @type {{ value: any } | undefined} */ #json;
+
+  /**
+   * @param {string} key
+   * @param {string} owner
+   * @param {string} payload base64
+   * @param {number | null | undefined} expires
+   * @param {View} view
+   */
+  constructor(key, owner, payload, expires, view) {
+    this.key = key;
+    /** The `client_id` of the connection that it belongs to. */
+    this.owner = owner;
+    /** When it expires, as `Date.now()` counts; null: with its owner's connection; undefined: the server did not say. */
+    this.expires = expires;
+    /** The payload as the wire has it: base64. */
+    this.payload = payload;
+    this.#view = view;
+  }
+
+  /** The payload as it was sent. */
+  get bytes() {
+    return (this.#bytes ??= decode(this.payload));
+  }
+
+  /** The payload read as JSON; undefined if it is empty or something else. */
+  get value() {
+    this.#json ??= { value: parse(this.bytes) };
+    return this.#json.value;
+  }
+
+  /** Whether this page's connection owns it, or a former one of it did. */
+  get mine() {
+    return this.#view.ids.has(this.owner);
+  }
+
+  /** Whether it may have changed or gone since, because there is no connection; one's own is known. */
+  get stale() {
+    return !this.#view.live && !this.mine;
+  }
+
+  /** @param {string} owner @param {string} payload */
+  is(owner, payload) {
+    return this.owner === owner && this.payload === payload;
+  }
+
+  toJSON() {
+    return { key: this.key, owner: this.owner, value: this.value, mine: this.mine };
+  }
+}
+
+/** One topic as its frames tell it. Pure: frames in, changes out, the same view whatever way it was told. */
+export class View {
+  /** @type {Map<string, Entry>} */
+  entries = new Map();
+  /** Whether what is here is true now. */
+  live = false;
+  /** A frame spoke of what this view has never heard of: it needs a snapshot. */
+  lost = false;
+
+  /** @param {string} name @param {Set<string>} [ids] the ids that are one's own @param {() => number} [now] ms */
+  constructor(name, ids = new Set(), now = Date.now) {
+    this.name = name;
+    this.ids = ids;
+    this.now = now;
+  }
+
+  /**
+   * @param {Frame} frame of this topic; unknown ones change nothing
+   * @returns {Change[]} what really changed, when all of it has
+   */
+  apply(frame) {
+    switch (frame._orama) {
+      case "ephemeral.snapshot":
+        return this.#snapshot(list(frame.entries).map(checked));
+      case "ephemeral.set":
+        return this.#put(checked(frame));
+      case "ephemeral.clear":
+        return this.#remove(string(frame.key), frame.reason);
+      case "ephemeral.batch":
+        return this.#batch(list(frame.events).map(list));
+    }
+    return [];
+  }
+
+  /** @param {Reason} reason @returns {Change[]} */
+  forget(reason) {
+    return [...this.entries.keys()].flatMap((key) => this.#remove(key, reason));
+  }
+
+  /** @param {Frame[]} entries */
+  #snapshot(entries) {
+    const there = new Set(entries.map(({ key }) => key));
+    const gone = [...this.entries.keys()].filter((key) => !there.has(key));
+    this.lost = false;
+    return [...gone.flatMap((key) => this.#remove(key, "missed")), ...entries.flatMap((entry) => this.#put(entry))];
+  }
+
+  /** @param {any[][]} events */
+  #batch(events) {
+    for (const [key, payload, owner] of events) {
+      string(key);
+      if (payload !== null) string(payload);
+      if (owner !== undefined) string(owner);
+    }
+    return events.flatMap(([key, payload, owner, reason]) => {
+      if (payload === null) return this.#remove(key, reason);
+      const known = owner ?? this.entries.get(key)?.owner;
+      if (known !== undefined) return this.#put({ key, client_id: known, payload });
+      this.lost = true;
+      return [];
+    });
+  }
+
+  /** @param {Frame} fields @returns {Change[]} */
+  #put({ key, client_id: owner, payload = "", expires_in_ms: left }) {
+    const expires = typeof left === "number" ? this.now() + left : left;
+    const before = this.entries.get(key);
+    if (before?.is(owner, payload)) {
+      if (expires !== undefined) before.expires = expires;
+      return [];
+    }
+    const entry = new Entry(key, owner, payload, expires, this);
+    this.entries.set(key, entry);
+    return [{ type: "set", key, entry, before }];
+  }
+
+  /** @param {string} key @param {Reason} reason @returns {Change[]} */
+  #remove(key, reason) {
+    const before = this.entries.get(key);
+    return this.entries.delete(key) && before ? [{ type: "clear", key, before, reason }] : [];
+  }
+}
+
+/**
+ * What a page wants of one key: sent when there is a connection, and again when there is a new one.
+ * @typedef {{ op: "set" | "clear", payload: string, ttl: number | null, grace: number, deadline: number | null,
+ *   due: number, sent: boolean, confirmed: boolean, lost: boolean }} Want
+ */
+
+/**
+ * One topic of a session. `state` is how far this connection is with it.
+ * @typedef {{ view: View, options: TopicOptions, wants: Map<string, Want>, lastSent: Map<string, number>,
+ *   state: "new" | "asked" | "again" | "live" | "denied", due: number, plain: boolean, seen: boolean }} Line
+ */
+
+const RETRY = 2000; // ms until what the server could not do now is asked for again
+const FORMER = 16; // ids of former connections that are remembered
+const MAX_RATE = 1000;
+
+/** The rules of a connection and of what outlives it. Pure but for what it is given: `send`, `now` and the callbacks. */
+export class Session {
+  /** @type {Map<string, Line>} */
+  lines = new Map();
+  /** @type {Set<string>} */
+  ids = new Set();
+  /** @type {string | null} one's own, of this connection or the last; null if the server does not say */
+  clientId = null;
+  open = false;
+  #ref = 0;
+  /** @type {Map<number, { name: string, key?: string, want?: Want }>} commands without an answer yet */
+  #asked = new Map();
+  #hold = 0;
+  #on;
+
+  /**
+   * @param {{ send: (text: string) => void, now?: () => number, change: (name: string, change: Change) => void,
+   *   problem: (problem: Problem) => void }} on
+   */
+  constructor(on) {
+    this.#on = on;
+    this.now = on.now ?? Date.now;
+  }
+
+  /** @param {string} name @param {TopicOptions} [options] */
+  follow(name, options = {}) {
+    const view = new View(name, this.ids, this.now);
+    /** @type {Line} */
+    const line = { view, options, wants: new Map(), lastSent: new Map(), state: "new", due: 0, plain: false, seen: false };
+    this.lines.set(name, line);
+    if (this.open) this.#subscribe(name, line);
+    return line;
+  }
+
+  /** @param {string} name */
+  leave(name) {
+    const line = this.lines.get(name);
+    this.lines.delete(name);
+    if (!line || !this.open) return;
+    for (const [key, want] of line.wants) if (want.sent && want.op === "set") this.#ask("clear", name, { key }, key);
+    if (line.options.subscribe !== false) this.#ask("unsubscribe", name, {});
+  }
+
+  /** @param {string} name @param {string} key @param {string} payload base64 @param {SetOptions} options */
+  set(name, key, payload, { ttl = null, grace = 0, throttle = 0 }) {
+    const line = this.#line(name);
+    const ms = ttl === null ? null : ttl * 1000;
+    this.#want(line, name, key, {
+      op: "set",
+      payload,
+      ttl: ms,
+      grace: grace * 1000,
+      deadline: ms === null ? null : this.now() + ms,
+      due: (line.lastSent.get(key) ?? -Infinity) + throttle,
+    });
+  }
+
+  /** @param {string} name @param {string} key */
+  clear(name, key) {
+    const line = this.#line(name);
+    const wanted = line.wants.get(key);
+    if (!this.open && !wanted) return;
+    if (wanted?.op === "set" && !wanted.sent && !line.lastSent.has(key)) return void line.wants.delete(key);
+    this.#want(line, name, key, { op: "clear", payload: "", ttl: null, grace: 0, deadline: null, due: 0 });
+  }
+
+  opened() {
+    this.open = true;
+    this.#hold = 0;
+    for (const [name, line] of this.lines) {
+      line.plain = false; // the server may be a newer one than the last
+      this.#subscribe(name, line);
+    }
+  }
+
+  closed() {
+    this.open = false;
+    this.#asked.clear();
+    for (const line of this.lines.values()) {
+      line.state = "new";
+      line.view.live = false;
+      line.lastSent.clear();
+      for (const want of line.wants.values()) if (!want.confirmed) want.sent = false;
+    }
+  }
+
+  /** When there is something to send again, in ms; Infinity: there is not. */
+  get due() {
+    let due = Infinity;
+    if (!this.open) return due;
+    for (const { state, due: again, wants } of this.lines.values()) {
+      if (state === "again") due = Math.min(due, again);
+      if (settled(state)) for (const want of wants.values()) if (!want.sent) due = Math.min(due, want.due);
+    }
+    return Math.max(due, this.#hold);
+  }
+
+  /** Send what is due. */
+  flush() {
+    if (!this.open) return;
+    for (const [name, line] of this.lines) {
+      if (line.state === "again" && line.due <= this.now() && this.#hold <= this.now()) this.#subscribe(name, line);
+      this.#flush(name, line);
+    }
+  }
+
+  /** @param {Frame} frame @returns {boolean} whether it was one of ours */
+  received(frame) {
+    const kind = frame._orama;
+    if (typeof kind !== "string" || !kind.startsWith("ephemeral.")) return false;
+    switch (kind) {
+      case "ephemeral.ping":
+        // From here, and not from a timer: a hidden tab is throttled to one timer a minute.
+        this.#on.send('{"_orama":"ephemeral.pong"}');
+        break;
+      case "ephemeral.hello":
+        this.clientId = string(frame.client_id);
+        this.ids.delete(this.clientId);
+        this.ids.add(this.clientId);
+        if (this.ids.size > FORMER) this.ids.delete([...this.ids][0]);
+        break;
+      case "ephemeral.ok":
+        this.#confirmed(frame.ref);
+        break;
+      case "ephemeral.error":
+        this.#refused(frame);
+        break;
+      case "ephemeral.revoked":
+        this.#revoked(string(frame.topic));
+        break;
+      case "ephemeral.snapshot":
+      case "ephemeral.set":
+      case "ephemeral.clear":
+      case "ephemeral.batch":
+        this.#told(kind, frame);
+        break;
+      default:
+        this.#on.problem({ code: "unknown_frame", message: `${kind} is not known here: the server may be newer` });
+    }
+    return true;
+  }
+
+  /** All rights have ended: nothing of what was seen may stay. */
+  revoked() {
+    for (const [name, line] of this.lines) this.#tell(name, line.view.forget("revoked"));
+  }
+
+  /** @param {string} name */
+  #line(name) {
+    return this.lines.get(name) ?? this.follow(name);
+  }
+
+  /** @param {Line} line @param {string} name @param {string} key @param {Omit<Want, "sent" | "confirmed" | "lost">} want */
+  #want(line, name, key, want) {
+    line.wants.set(key, { ...want, sent: false, confirmed: false, lost: false });
+    this.#flush(name, line);
+  }
+
+  /** @param {string} name @param {Line} line */
+  #flush(name, line) {
+    const now = this.now();
+    if (!this.open || !settled(line.state) || now < this.#hold) return;
+    for (const [key, want] of line.wants) if (!want.sent && want.due <= now) this.#send(name, line, key, want);
+  }
+
+  /** @param {string} name @param {Line} line @param {string} key @param {Want} want */
+  #send(name, line, key, want) {
+    const now = this.now();
+    if (want.deadline !== null && want.deadline <= now) return void line.wants.delete(key);
+    want.sent = true;
+    /** @type {Frame} */
+    const fields = { key };
+    if (want.op === "set") {
+      line.lastSent.set(key, now);
+      if (want.payload) fields.payload = want.payload;
+      fields.ttl_ms = want.deadline === null ? null : Math.ceil(want.deadline - now);
+      if (want.grace) fields.grace_ms = want.grace;
+    } else {
+      line.lastSent.delete(key);
+    }
+    this.#ask(want.op, name, fields, key, want);
+  }
+
+  /** @param {string} name @param {Line} line */
+  #subscribe(name, line) {
+    line.state = "asked";
+    const { subscribe = true, maxRate } = line.options;
+    if (!subscribe) return;
+    const wishes = line.plain ? {} : maxRate ? { batch: true, max_rate: Math.min(maxRate, MAX_RATE) } : { batch: true };
+    this.#ask("subscribe", name, wishes);
+  }
+
+  /** @param {string} verb @param {string} name @param {Frame} fields @param {string} [key] @param {Want} [want] */
+  #ask(verb, name, fields, key, want) {
+    const ref = ++this.#ref;
+    this.#asked.set(ref, { name, key, want });
+    this.#on.send(JSON.stringify({ _orama: `ephemeral.${verb}`, topic: name, ...fields, ref }));
+  }
+
+  /** @param {string} kind @param {Frame} frame */
+  #told(kind, frame) {
+    const name = string(frame.topic);
+    this.#asked.delete(frame.ref);
+    const line = this.lines.get(name);
+    if (!line || line.state === "denied") return; // it was on its way when we left
+    const changes = line.view.apply(frame);
+    if (kind === "ephemeral.snapshot") this.#welcomed(name, line);
+    else for (const change of changes) this.#owned(line, change);
+    if (line.view.lost && line.state === "live") this.#subscribe(name, line);
+    this.#tell(name, changes);
+  }
+
+  /** @param {string} name @param {Line} line */
+  #welcomed(name, line) {
+    const again = line.view.live;
+    line.state = "live";
+    line.view.live = line.seen = true;
+    if (!again) this.#return(name, line);
+    this.#flush(name, line);
+  }
+
+  /** What is still wanted of a topic that this connection has only now. @param {string} name @param {Line} line */
+  #return(name, line) {
+    for (const [key, want] of line.wants) {
+      const there = line.view.entries.get(key);
+      const former = there?.mine;
+      const foreign = there && !former && this.ids.size > 0;
+      if (want.op === "clear") {
+        // It went with the former connection; but with a grace it lingers, and only an owner can clear.
+        line.wants.delete(key);
+        if (!former) continue;
+        this.#ask("set", name, { key, payload: there.payload, ttl_ms: null });
+        this.#ask("clear", name, { key }, key);
+      } else if (want.lost || (foreign && want.confirmed)) {
+        line.wants.delete(key); // somebody set it later than we did
+      } else {
+        want.sent = want.confirmed = false;
+        want.due = 0;
+      }
+    }
+  }
+
+  /** Whether what we own is still ours. @param {Line} line @param {Change} change */
+  #owned(line, { type, key, entry, reason }) {
+    const want = line.wants.get(key);
+    if (!want?.confirmed) return;
+    if (type === "set") want.lost = this.ids.size > 0 && !entry.mine;
+    else if (reason === "expired") line.lastSent.delete(key), line.wants.delete(key);
+    else want.lost = true;
+  }
+
+  /** @param {number} ref */
+  #confirmed(ref) {
+    const asked = this.#asked.get(ref);
+    this.#asked.delete(ref);
+    if (!asked?.want) return;
+    asked.want.confirmed = true;
+    const wants = this.lines.get(asked.name)?.wants;
+    if (asked.want.op === "clear" && asked.key !== undefined && wants?.get(asked.key) === asked.want) wants.delete(asked.key);
+  }
+
+  /** @param {Frame} frame */
+  #refused({ ref, code, message, retry_after_ms: ms }) {
+    const asked = this.#asked.get(ref);
+    this.#asked.delete(ref);
+    const line = asked && this.lines.get(asked.name);
+    const later = this.now() + (typeof ms === "number" ? ms : RETRY);
+    const passing = code === "rate_limited" || code === "unavailable";
+    if (code === "rate_limited") this.#hold = Math.max(this.#hold, later);
+    if (line && asked.want && asked.key !== undefined && line.wants.get(asked.key) === asked.want) {
+      // The newest want of the key is the one to try again; what was refused for good is not wanted any more.
+      if (passing) Object.assign(asked.want, { sent: false, due: later });
+      else line.wants.delete(asked.key);
+    } else if (line && asked.key === undefined && line.state === "asked") {
+      if (code === "bad_frame" && !line.plain) {
+        line.plain = true; // a server that does not know batches
+        return this.#subscribe(asked.name, line);
+      }
+      line.state = passing ? "again" : "denied";
+      line.due = later;
+      if (!passing) this.#deny(asked.name, line);
+    }
+    /** @type {Problem} */
+    const problem = { code: string(code), message: String(message) };
+    if (asked) problem.topic = asked.name;
+    if (asked?.key !== undefined) problem.key = asked.key;
+    if (typeof ms === "number") problem.retryAfter = ms;
+    this.#on.problem(problem);
+  }
+
+  /** @param {string} name */
+  #revoked(name) {
+    const line = this.lines.get(name);
+    if (!line) return;
+    line.state = "denied";
+    line.wants.clear();
+    this.#deny(name, line);
+    this.#on.problem({ code: "revoked", message: "the right to follow the topic has ended", topic: name });
+  }
+
+  /** @param {string} name @param {Line} line */
+  #deny(name, line) {
+    line.view.live = false;
+    this.#tell(name, line.view.forget("revoked"));
+    this.#return(name, line);
+    this.#flush(name, line); // who may not read may still be allowed to write
+  }
+
+  /** @param {string} name @param {Change[]} changes */
+  #tell(name, changes) {
+    for (const change of changes) this.#on.change(name, change);
+  }
+}
+
+/** One topic, live: `entries` is what everybody in it sees. Made by `EphemeralState.topic`. */
+export class Topic {
+  #session;
+  #line;
+  /** @type {Set<(change: Change) => void>} */ #listeners = new Set();
+  /** @type {Set<() => void>} */ #ends = new Set();
+
+  /** @param {string} name @param {EphemeralState} state @param {Session} session @param {TopicOptions} options */
+  constructor(name, state, session, options) {
+    this.name = name;
+    /** The connection that it belongs to. */
+    this.state = state;
+    this.#session = session;
+    this.#line = session.follow(name, options);
+    /** @type {ReadonlyMap<string, Entry>} every key that is set now */
+    this.entries = this.#line.view.entries;
+  }
+
+  /** As of the whole, and `denied` if you may not follow this topic. @returns {Status | "denied"} */
+  get status() {
+    if (this.#line.state === "live" || this.#line.state === "denied") return this.#line.state;
+    return this.state.status === "offline" ? "offline" : this.#line.seen ? "stale" : "connecting";
+  }
+
+  /** Whether `entries` may have changed since: there is no connection. */
+  get stale() {
+    return this.#line.seen && !this.#line.view.live;
+  }
+
+  /**
+   * Set a key, and own it. JSON for any value, bytes for a `Uint8Array` or `ArrayBuffer`, nothing for `undefined`. It is
+   * set again after a lost connection, unless somebody else has set it meanwhile.
+   * @param {string} key @param {any} [value] @param {SetOptions} [options]
+   */
+  set(key, value, options) {
+    const { ttl, grace, throttle } = (options ??= {});
+    if (ttl !== undefined && ttl !== null && !(ttl > 0 && ttl < Infinity))
+      return this.#wrong("ttl_invalid", `ttl is a number of seconds above 0, not ${ttl}`, key);
+    if (![grace ?? 0, throttle ?? 0].every((number) => number >= 0 && number < Infinity))
+      return this.#wrong("ttl_invalid", "grace and throttle are numbers from 0", key);
+    let payload;
+    try {
+      payload = encode(value);
+    } catch (error) {
+      return this.#wrong("payload_invalid", `the value is not JSON: ${error}`, key);
+    }
+    if (!this.#named(key)) return;
+    this.#session.set(this.name, key, payload, options);
+    this.state._sent();
+  }
+
+  /** Clear a key that is one's own. @param {string} key */
+  clear(key) {
+    if (!this.#named(key)) return;
+    this.#session.clear(this.name, key);
+    this.state._sent();
+  }
+
+  /**
+   * Hear of every change from now on. When it is called, `entries` has all changes of the frame that brought it.
+   * @param {(change: Change) => void} listener
+   * @returns {() => void} stops it
+   */
+  subscribe(listener) {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
+  }
+
+  /** Every change from now on. A reader that is slow gets the newest change per key. @returns {AsyncGenerator<Change>} */
+  async *[Symbol.asyncIterator]() {
+    /** @type {Map<string, Change>} */
+    const waiting = new Map();
+    let wake = () => {};
+    const end = () => wake();
+    const stop = this.subscribe((change) => {
+      merge(waiting, change);
+      wake();
+    });
+    this.#ends.add(end);
+    try {
+      while (this.#session.lines.get(this.name) === this.#line) {
+        const [next] = waiting.values();
+        if (next) {
+          waiting.delete(next.key);
+          yield next;
+        } else {
+          await new Promise((resolve) => (wake = () => resolve(undefined)));
+        }
+      }
+    } finally {
+      stop();
+      this.#ends.delete(end);
+    }
+  }
+
+  /** Follow it no more, and clear what is one's own in it. `state.topic(name)` begins anew. */
+  leave() {
+    if (this.#session.lines.get(this.name) === this.#line) this.#session.leave(this.name);
+    this.state._left(this);
+    for (const end of this.#ends) end();
+    this.#listeners.clear();
+  }
+
+  /** @internal @param {Change} change */
+  _tell(change) {
+    for (const listener of [...this.#listeners]) guarded(() => listener(change));
+  }
+
+  /** @param {string} key */
+  #named(key) {
+    if (this.#session.lines.get(this.name) !== this.#line) return false; // left
+    if (typeof key === "string" && key) return true;
+    this.#wrong("name_required", "a key is text, and not empty", String(key));
+    return false;
+  }
+
+  /** @param {string} code @param {string} message @param {string} key */
+  #wrong(code, message, key) {
+    this.state._problem({ code, message, topic: this.name, key });
+  }
+}
+
+const GOODBYE = 1000;
+const DROPPED = 4001; // by us, and no goodbye: what has a grace keeps it
+const REVOKED = 4403;
+const REFUSED = 4008;
+const STEADY = 10_000; // ms after which a connection counts as a good one
+const SILENCE = 30_000; // ms; a server that pings does so after 8 s
+
+/**
+ * A connection to a server of `django-ephemeral-state`. It begins at once, comes back by itself when it is lost, follows
+ * its topics again and sets its own keys again. Events: "status", "error" (`detail` is a `Problem`), and "message" for
+ * frames of the application's own (`detail` is what it sent).
+ */
+export class EphemeralState extends EventTarget {
+  /** @type {((event: CustomEvent<Problem>) => void) | null} */ onerror = null;
+  /** @type {((event: CustomEvent<Status>) => void) | null} */ onstatus = null;
+  /** @type {((event: CustomEvent<any>) => void) | null} */ onmessage = null;
+  #url;
+  #options;
+  #session;
+  /** @type {Map<string, Topic>} */ #topics = new Map();
+  /** @type {WebSocket | null} */ #socket = null;
+  /** @type {Status} */ #status = "connecting";
+  /** @type {"" | "page" | "told"} who said that there shall be no connection */ #halted = "told";
+  #seen = false;
+  #failures = 0;
+  #opened = 0;
+  #heard = 0;
+  #unreached = false;
+  /** @type {Set<string>} */ #warned = new Set();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #retry;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #tick;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */ #watch;
+  /** @param {Event} event */
+  #page = (event) => this.#event(event);
+
+  /**
+   * @param {string | URL} url a path of this site, or a whole address
+   * @param {{ WebSocket?: any, protocols?: string | string[], minDelay?: number, maxDelay?: number, random?: () => number }} [options]
+   *   `minDelay` and `maxDelay`: ms, the range of the first wait before connecting again and of the longest.
+   *   `WebSocket`: another implementation, for Node.
+   */
+  constructor(url, options = {}) {
+    super();
+    this.#url = url;
+    this.#options = { minDelay: 500, maxDelay: 15_000, random: Math.random, ...options };
+    this.#session = new Session({
+      send: (frame) => this.#socket?.send(frame),
+      change: (name, change) => this.#topics.get(name)?._tell(change),
+      problem: (problem) => this._problem(problem),
+    });
+    this.connect();
+  }
+
+  /** @returns {Status} */
+  get status() {
+    return this.#status;
+  }
+
+  /** One's own `client_id`; null until a server has said it. */
+  get clientId() {
+    return this.#session.clientId;
+  }
+
+  /** The topic of this name, the same object for the same name. @param {string} name @param {TopicOptions} [options] */
+  topic(name, options = {}) {
+    let topic = this.#topics.get(name);
+    if (!topic) {
+      topic = new Topic(name, this, this.#session, options);
+      this.#topics.set(name, topic);
+      this.#update();
+    }
+    return topic;
+  }
+
+  /** Send a frame of the application's own. @param {any} frame @returns {boolean} whether it could be sent */
+  send(frame) {
+    if (!this.#session.open || !this.#socket) return false;
+    try {
+      this.#socket.send(JSON.stringify(frame));
+    } catch (error) {
+      this._problem({ code: "payload_invalid", message: `the frame is not JSON: ${error}` });
+      return false;
+    }
+    return true;
+  }
+
+  /** Connect again after `close()`, or now instead of after the wait. */
+  connect() {
+    if (this.#halted) this.#listen(true);
+    this.#halted = "";
+    if (!this.#socket) this.#connect();
+    this.#update();
+  }
+
+  /** Say goodbye: one's own keys go at once. `connect()` brings them back. */
+  close() {
+    this.#listen(false);
+    this.#halt("told", GOODBYE);
+  }
+
+  #connect() {
+    clearTimeout(this.#retry);
+    let socket;
+    try {
+      socket = new (this.#options.WebSocket ?? WebSocket)(address(this.#url), this.#options.protocols ?? []);
+    } catch (error) {
+      this.#halted = "told"; // it would be refused the next time too
+      this._problem({ code: "bad_url", message: `cannot connect to ${this.#url}: ${error}` });
+      return;
+    }
+    this.#socket = socket;
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      this.#unreached = false;
+      this.#opened = this.#heard = Date.now();
+      this.#session.opened();
+      this._sent();
+    };
+    socket.onmessage = (/** @type {MessageEvent} */ { data }) => this.#received(data);
+    socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(code, reason, opened);
+    socket.onerror = () => {}; // a close follows, and says as much as there is to say
+  }
+
+  /** @param {any} data */
+  #received(data) {
+    this.#heard = Date.now();
+    let frame = data;
+    try {
+      frame = typeof data === "string" ? JSON.parse(data) : data;
+      if (frame?._orama === "ephemeral.ping") this.#watchOver();
+      if (frame && this.#session.received(frame)) return this._sent();
+    } catch (error) {
+      if (frame !== data)
+        return this._problem({ code: "bad_server_frame", message: `a frame of the server cannot be read: ${error}` });
+    }
+    this.#emit("message", frame);
+  }
+
+  /** @param {number} code @param {string} reason @param {boolean} opened */
+  #lost(code, reason, opened) {
+    this.#drop();
+    if (!opened && !this.#unreached) {
+      this.#unreached = true;
+      const message = `cannot connect to ${this.#url}: the server is not there, or refuses this page; trying on`;
+      this._problem({ code: "unreachable", message });
+    }
+    if (code === REVOKED) {
+      this.#halted = "told";
+      this.#session.revoked();
+      this._problem({ code: "revoked", message: reason || "the server has ended this user's rights" });
+    }
+    if (code === REFUSED) {
+      this.#failures += 4;
+      this._problem({ code: "refused_too_often", message: "the server refused a hundred frames in a row" });
+    }
+    if (!this.#halted) this.#wait();
+    this.#update();
+  }
+
+  /** Connect again later: full jitter, so that all clients of a server that restarts come back spread out. */
+  #wait() {
+    const { minDelay, maxDelay, random } = this.#options;
+    if (this.#opened && Date.now() - this.#opened > STEADY) this.#failures = 0;
+    this.#opened = 0;
+    const delay = random() * Math.min(maxDelay, minDelay * 2 ** this.#failures++);
+    clearTimeout(this.#retry);
+    this.#retry = setTimeout(() => this.#socket || this.#halted || this.#connect(), delay);
+  }
+
+  /** @param {number} [code] of the close frame, if there is still somebody to send it to */
+  #drop(code) {
+    const socket = this.#socket;
+    this.#socket = null;
+    clearTimeout(this.#tick);
+    clearTimeout(this.#watch);
+    this.#tick = this.#watch = undefined;
+    this.#session.closed();
+    if (!socket) return;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    if (code) socket.close(code);
+  }
+
+  /** @param {"page" | "told"} by @param {number} code */
+  #halt(by, code) {
+    this.#halted = by;
+    clearTimeout(this.#retry);
+    this.#drop(code);
+    this.#update();
+  }
+
+  /** A server that pings and falls silent is gone, whatever the network says. */
+  #watchOver() {
+    this.#watch ??= setTimeout(() => {
+      this.#watch = undefined;
+      if (this.#silent()) this.#again();
+      else if (this.#socket) this.#watchOver();
+    }, SILENCE);
+  }
+
+  #silent() {
+    return Date.now() - this.#heard >= SILENCE;
+  }
+
+  #again() {
+    this.#drop(DROPPED);
+    this.#connect();
+    this.#update();
+  }
+
+  /** @param {boolean} on */
+  #listen(on) {
+    const where = /** @type {any} */ (globalThis);
+    const change = on ? "addEventListener" : "removeEventListener";
+    if (!where.document || !where[change]) return; // not a page
+    for (const type of ["online", "offline", "pagehide", "pageshow"]) where[change](type, this.#page);
+    where.document[change]("visibilitychange", this.#page);
+  }
+
+  /** @param {Event} event */
+  #event({ type }) {
+    if (this.#halted === "told") return;
+    if (type === "offline") this.#halt("page", DROPPED);
+    // A page that is kept for the way back is not there meanwhile; and without a socket it may be kept.
+    else if (type === "pagehide") this.#halt("page", GOODBYE);
+    else if (type === "visibilitychange" && (document.hidden || this.#halted)) return;
+    else if (this.#socket && this.#watch && this.#silent()) this.#again(); // after sleep
+    else this.connect();
+  }
+
+  #update() {
+    const lines = [...this.#session.lines.values()];
+    const waits = lines.some((line) => !settled(line.state) && (line.seen || !this.#seen));
+    /** @type {Status} */
+    let status = this.#halted ? "offline" : this.#seen ? "stale" : "connecting";
+    if (this.#session.open && !waits) status = "live";
+    if (status === "live") this.#seen = true;
+    if (status === this.#status) return;
+    this.#status = status;
+    this.#emit("status", status);
+  }
+
+  /** @internal Something may have been sent or received: look when there is more to do. */
+  _sent() {
+    this.#session.flush();
+    clearTimeout(this.#tick);
+    const due = this.#session.due;
+    if (due < Infinity) this.#tick = setTimeout(() => this._sent(), Math.max(0, due - Date.now()));
+    this.#update();
+  }
+
+  /** @internal @param {Topic} topic */
+  _left(topic) {
+    if (this.#topics.get(topic.name) === topic) this.#topics.delete(topic.name);
+    this.#update();
+  }
+
+  /** @internal @param {Problem} problem */
+  _problem(problem) {
+    if (!this.#warned.has(problem.code)) {
+      this.#warned.add(problem.code);
+      const where = [problem.topic, problem.key].filter(Boolean).map((name) => JSON.stringify(name));
+      console.warn(`ephemeral-state: ${problem.code}: ${problem.message}${where.length ? ` (${where.join(", ")})` : ""}`);
+    }
+    this.#emit("error", problem);
+  }
+
+  /** @param {"error" | "status" | "message"} type @param {any} detail */
+  #emit(type, detail) {
+    const event = new CustomEvent(type, { detail });
+    const handler = this[`on${type}`];
+    if (handler) guarded(() => handler.call(this, event));
+    this.dispatchEvent(event);
+  }
+}
+
+/** @param {Line["state"]} state */
+function settled(state) {
+  return state === "live" || state === "denied";
+}
+
+/** What a slow reader still has to hear of a key. @param {Map<string, Change>} waiting @param {Change} change */
+function merge(waiting, change) {
+  const before = waiting.has(change.key) ? waiting.get(change.key)?.before : change.before;
+  waiting.delete(change.key);
+  if (change.type === "set") waiting.set(change.key, { ...change, before });
+  else if (before) waiting.set(change.key, { ...change, before }); // otherwise it came and went unheard
+}
+
+/** A fault of the page's own listener is the page's, and shall not keep others from hearing. @param {() => void} call */
+function guarded(call) {
+  try {
+    call();
+  } catch (error) {
+    if (typeof reportError === "function") reportError(error);
+    else console.error(error);
+  }
+}
+
+/** @param {string | URL} url */
+function address(url) {
+  const whole = new URL(url, typeof location === "object" ? location.href : undefined);
+  whole.protocol = whole.protocol.replace("http", "ws");
+  return whole.href;
+}
+
+/** @param {any} value @returns {string} base64 */
+function encode(value) {
+  if (value === undefined) return "";
+  let bytes;
+  if (value instanceof ArrayBuffer) bytes = new Uint8Array(value);
+  else if (ArrayBuffer.isView(value)) bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  else {
+    const json = JSON.stringify(value);
+    if (json === undefined) throw new TypeError(`a ${typeof value} has no JSON`);
+    bytes = utf8.encode(json);
+  }
+  let binary = "";
+  for (let at = 0; at < bytes.length; at += 8192) binary += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return btoa(binary);
+}
+
+/** @param {string} payload base64 @returns {Uint8Array} */
+function decode(payload) {
+  try {
+    return Uint8Array.from(atob(payload), (character) => character.charCodeAt(0));
+  } catch {
+    return EMPTY;
+  }
+}
+
+/** @param {Uint8Array} bytes @returns {any} */
+function parse(bytes) {
+  try {
+    return JSON.parse(text.decode(bytes));
+  } catch {
+    return undefined;
+  }
+}
+
+/** @param {any} value @returns {any[]} */
+function list(value) {
+  if (!Array.isArray(value)) throw new TypeError(`${JSON.stringify(value)} is no array`);
+  return value;
+}
+
+/** @param {any} value @returns {string} */
+function string(value) {
+  if (typeof value !== "string") throw new TypeError(`${JSON.stringify(value)} is no text`);
+  return value;
+}
+
+/** @param {Frame} entry */
+function checked(entry) {
+  string(entry.key);
+  string(entry.client_id);
+  if (entry.payload !== undefined) string(entry.payload);
+  return entry;
+}

@@ -1,0 +1,342 @@
+// The client on real sockets, against servers that do what servers do when things go wrong.
+
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
+import { afterEach, beforeEach, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { WebSocket, WebSocketServer } from "ws";
+
+import { EphemeralState } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
+import { base64 } from "./fixtures.js";
+
+const LIMIT = 10_000; // ms until a test gives up on what it waits for
+
+let server, port, states, warnings, thrown;
+const note = (error) => thrown.push(error);
+
+beforeEach(async () => {
+  [states, warnings, thrown] = [[], [], []];
+  console.warn = (line) => warnings.push(line);
+  process.on("uncaughtException", note).on("unhandledRejection", note);
+  await listen();
+});
+
+afterEach(async () => {
+  for (const state of states) state.close();
+  await stop();
+  process.off("uncaughtException", note).off("unhandledRejection", note);
+  assert.deepEqual(thrown, []);
+});
+
+/** A server that welcomes everybody, unless `answer` says what to do with a frame, and keeps what it got. */
+async function listen(at = 0, answer = null) {
+  const http = createServer();
+  server = new WebSocketServer({ server: http });
+  Object.assign(server, { http, got: [], entries: [], count: 0 });
+  server.on("connection", (socket) => {
+    const tell = (kind, fields) => socket.send(JSON.stringify({ _orama: `ephemeral.${kind}`, ...fields }));
+    tell("hello", { client_id: `client ${++server.count}` });
+    socket.on("message", (data) => {
+      const frame = JSON.parse(data);
+      server.got.push(frame);
+      if (answer) return answer(frame, tell, socket);
+      if (frame._orama === "ephemeral.subscribe") tell("snapshot", { topic: frame.topic, entries: server.entries });
+      else if (frame.ref) tell("ok", { ref: frame.ref });
+    });
+  });
+  http.listen(at, "127.0.0.1");
+  await once(http, "listening");
+  port = http.address().port;
+}
+
+async function stop() {
+  for (const socket of server.clients) socket.terminate();
+  server.close();
+  server.http.close();
+  server.http.closeAllConnections();
+  if (server.http.listening) await once(server.http, "close");
+}
+
+function connect(options = {}, url = `ws://127.0.0.1:${port}/`) {
+  const state = new EphemeralState(url, { WebSocket, minDelay: 5, maxDelay: 40, ...options });
+  state.problems = [];
+  state.statuses = [state.status];
+  state.onerror = ({ detail }) => state.problems.push(detail.code);
+  state.addEventListener("status", ({ detail }) => state.statuses.push(detail));
+  states.push(state);
+  return state;
+}
+
+async function until(condition, what = condition) {
+  for (const end = Date.now() + LIMIT; !condition(); await sleep(2)) if (Date.now() > end) assert.fail(`never: ${what}`);
+}
+
+const verbs = () => server.got.map(({ _orama, key }) => [_orama.replace("ephemeral.", ""), key]);
+
+test("it is live when every topic is, and closes for good", async () => {
+  const state = connect();
+  assert.equal(state.status, "connecting");
+  const room = state.topic("room:1");
+  assert.equal(state.topic("room:1"), room);
+  await until(() => state.status === "live");
+  assert.equal(room.status, "live");
+  assert.equal(state.clientId, "client 1");
+  const [socket] = server.clients;
+  const closed = once(socket, "close");
+  state.close();
+  assert.equal((await closed)[0], 1000);
+  assert.equal(state.status, "offline");
+  await sleep(100);
+  assert.equal(server.count, 1);
+  assert.deepEqual(state.statuses, ["connecting", "live", "offline"]);
+  state.connect();
+  await until(() => state.status === "live");
+});
+
+test("a lost connection: stale, then live again with its own keys, and nothing that stayed is told", async () => {
+  server.entries = [{ key: "here:2", client_id: "other", payload: base64({ name: "Bob" }), expires_in_ms: null }];
+  const state = connect();
+  const room = state.topic("room:1");
+  const changes = [];
+  room.subscribe(({ type, key }) => changes.push([type, key]));
+  room.set("here:1", { name: "Zoé" });
+  await until(() => verbs().some(([verb]) => verb === "set"));
+  const bob = room.entries.get("here:2");
+  assert.deepEqual([bob.value, bob.mine, bob.stale, bob.expires], [{ name: "Bob" }, false, false, null]);
+  for (const socket of server.clients) socket.terminate();
+  await until(() => state.status === "stale");
+  assert.deepEqual([room.stale, bob.stale, room.status, room.entries.get("here:2")], [true, true, "stale", bob]);
+  await until(() => state.status === "live");
+  await until(() => verbs().filter(([verb]) => verb === "set").length === 2);
+  assert.deepEqual(changes, [["set", "here:2"]]);
+  assert.equal(room.entries.get("here:2"), bob);
+  assert.deepEqual(state.statuses, ["connecting", "live", "stale", "live"]);
+});
+
+test("a server that restarts is found again, and that it was gone is said once", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => state.status === "live");
+  const at = port;
+  await stop();
+  await sleep(150);
+  room.set("k", 1);
+  await listen(at);
+  await until(() => state.status === "live");
+  await until(() => verbs().some(([verb, key]) => verb === "set" && key === "k"));
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0], /unreachable: cannot connect to ws/);
+  assert.deepEqual(state.problems, ["unreachable"]);
+});
+
+test("a refused handshake is said once, and tried on with longer waits", async () => {
+  let asked = 0;
+  server.options.verifyClient = () => (asked++, false);
+  const waits = [];
+  const state = connect({ random: () => 0.5, minDelay: 2, maxDelay: 32 });
+  const [setTimer] = [globalThis.setTimeout];
+  globalThis.setTimeout = (call, ms, ...rest) => (waits.push(ms), setTimer(call, ms, ...rest));
+  try {
+    for (const end = Date.now() + LIMIT; asked < 8 && Date.now() < end; ) await new Promise((resolve) => setTimer(resolve, 5));
+  } finally {
+    globalThis.setTimeout = setTimer;
+  }
+  assert.ok(asked >= 8);
+  assert.deepEqual(state.problems, ["unreachable"]);
+  assert.equal(state.status, "connecting");
+  assert.deepEqual([1, 2, 4, 8, 16, 16].filter((ms, at) => waits.filter((wait) => wait <= 16)[at] !== ms), []);
+});
+
+test("revoked rights: everything seen is forgotten, and it does not come back by itself", async () => {
+  server.entries = [{ key: "k", client_id: "other", expires_in_ms: null }];
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => room.entries.size === 1);
+  const changes = [];
+  room.subscribe((change) => changes.push(change.reason));
+  for (const socket of server.clients) socket.close(4403, "you were logged out");
+  await until(() => state.status === "offline");
+  assert.deepEqual([room.entries.size, changes, state.problems], [0, ["revoked"], ["revoked"]]);
+  await sleep(100);
+  assert.equal(server.count, 1);
+  state.connect();
+  await until(() => room.entries.size === 1);
+});
+
+for (const code of [4000, 4008, 4999, 1011, 1012])
+  test(`closed with ${code}, it comes back`, async () => {
+    const state = connect();
+    await until(() => state.status === "live");
+    for (const socket of server.clients) socket.close(code);
+    await until(() => server.count === 2 && state.status === "live");
+  });
+
+test("an old server without batches is followed all the same, and without a word", async () => {
+  const at = port;
+  await stop();
+  await listen(at, (frame, tell) => {
+    if ("batch" in frame) tell("error", { code: "bad_frame", message: "no field batch", ref: frame.ref });
+    else tell("snapshot", { topic: frame.topic, entries: [{ key: "k", client_id: "c", expires_in_ms: null }], ref: frame.ref });
+  });
+  const state = connect();
+  const room = state.topic("room:1", { maxRate: 5 });
+  await until(() => room.entries.size === 1);
+  assert.deepEqual([state.problems, warnings], [[], []]);
+});
+
+test("whatever a server sends, the page hears of it once and goes on", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => state.status === "live");
+  const [socket] = server.clients;
+  const frames = ['{"_orama":"ephemeral.snapshot"}', '{"_orama":"ephemeral.set","topic":5}', '{"_orama":"ephemeral.of_the_future"}',
+    '{"_orama":"ephemeral.batch","topic":"room:1","events":[[]]}', '{"_orama":"ephemeral.error"}'];
+  for (let round = 0; round < 3; round++) for (const frame of frames) socket.send(frame);
+  socket.send(JSON.stringify({ _orama: "ephemeral.set", topic: "room:1", key: "k", client_id: "c" }));
+  await until(() => room.entries.size === 1);
+  assert.deepEqual(warnings.map((line) => line.split(":")[1].trim()), ["bad_server_frame", "unknown_frame"]);
+});
+
+test("frames of the application share the socket", async () => {
+  const state = connect();
+  const heard = [];
+  state.onmessage = ({ detail }) => heard.push(detail);
+  assert.equal(state.send({ type: "hello" }), false);
+  await until(() => state.status === "live");
+  assert.equal(state.send({ type: "hello" }), true);
+  assert.equal(state.send({ n: 1n }), false);
+  await until(() => server.got.some(({ type }) => type === "hello"));
+  const [socket] = server.clients;
+  for (const text of ['{"type":"message","text":"hi"}', "null", "7", "no JSON", '{"_orama":"other.thing"}']) socket.send(text);
+  await until(() => heard.length === 5);
+  assert.deepEqual(heard, [{ type: "message", text: "hi" }, null, 7, "no JSON", { _orama: "other.thing" }]);
+});
+
+test("what cannot be set is said and not thrown", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => state.status === "live");
+  const loop = {};
+  loop.loop = loop;
+  for (const value of [1n, loop, () => {}, Symbol("x")]) room.set("k", value);
+  for (const ttl of [0, -1, NaN, Infinity, "5s", {}]) room.set("k", 1, { ttl });
+  for (const options of [{ grace: -1 }, { throttle: NaN }]) room.set("k", 1, options);
+  for (const key of ["", undefined, 7, null]) room.set(key, 1), room.clear(key);
+  await sleep(20);
+  assert.deepEqual(verbs().map(([verb]) => verb), ["subscribe"]);
+  const count = (code) => state.problems.filter((problem) => problem === code).length;
+  assert.deepEqual([count("payload_invalid"), count("ttl_invalid"), count("name_required")], [4, 8, 8]);
+  assert.equal(warnings.length, 3);
+});
+
+test("values go as JSON, bytes as they are", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  const big = new Uint8Array(12_000).map((_, at) => at);
+  room.set("json", { é: [1, null] });
+  room.set("text", "x");
+  room.set("bytes", new Uint8Array([1, 2, 3, 4]).subarray(1, 3));
+  room.set("buffer", new Uint8Array([255]).buffer);
+  room.set("big", big);
+  room.set("nothing");
+  await until(() => verbs().length === 7);
+  const payload = (key) => server.got.find((frame) => frame.key === key).payload;
+  assert.equal(payload("json"), base64({ é: [1, null] }));
+  assert.equal(payload("text"), base64("x"));
+  assert.equal(payload("bytes"), Buffer.from([2, 3]).toString("base64"));
+  assert.equal(payload("buffer"), "/w==");
+  assert.equal(payload("big"), Buffer.from(big).toString("base64"));
+  assert.equal(payload("nothing"), undefined);
+});
+
+test("a throttled key arrives with its last value", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => state.status === "live");
+  for (let n = 0; n <= 100; n++) room.set("cursor", n, { throttle: 30 });
+  await until(() => server.got.at(-1).payload === base64(100));
+  assert.deepEqual(verbs().filter(([verb]) => verb === "set").length, 2);
+});
+
+test("changes can be iterated; a slow reader gets the newest of each key, and leaving ends it", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  await until(() => state.status === "live");
+  const [socket] = server.clients;
+  const put = (key, value) => socket.send(JSON.stringify({ _orama: "ephemeral.set", topic: "room:1", key, client_id: "c", payload: base64(value) }));
+  const seen = [];
+  const reading = (async () => {
+    for await (const change of room) {
+      seen.push([change.type, change.key, change.entry?.value, change.before?.value]);
+      if (seen.length === 1) await until(() => room.entries.get("last"));
+    }
+  })();
+  put("a", 1);
+  await until(() => seen.length === 1);
+  put("a", 2);
+  put("b", 1);
+  put("a", 3);
+  socket.send(JSON.stringify({ _orama: "ephemeral.clear", topic: "room:1", key: "b", client_id: "c", reason: "expired" }));
+  put("last", 1);
+  await until(() => seen.length === 3);
+  assert.deepEqual(seen, [["set", "a", 1, undefined], ["set", "a", 3, 1], ["set", "last", 1, undefined]]);
+  room.leave();
+  await reading;
+  await until(() => verbs().some(([verb]) => verb === "unsubscribe"));
+  assert.notEqual(state.topic("room:1"), room);
+});
+
+test("a listener that fails keeps no other from hearing", async () => {
+  const errors = [];
+  const log = console.error;
+  console.error = (error) => errors.push(error.message);
+  try {
+    const state = connect();
+    const room = state.topic("room:1");
+    const heard = [];
+    room.subscribe(() => { throw new Error("the page's own"); });
+    const stopListening = room.subscribe(({ key }) => heard.push(key));
+    state.onstatus = () => { throw new Error("of a status"); };
+    await until(() => state.status === "live");
+    const [socket] = server.clients;
+    socket.send('{"_orama":"ephemeral.set","topic":"room:1","key":"k","client_id":"c"}');
+    await until(() => heard.length === 1);
+    stopListening();
+    socket.send('{"_orama":"ephemeral.set","topic":"room:1","key":"l","client_id":"c"}');
+    await until(() => room.entries.size === 2);
+    assert.deepEqual([heard, errors.toSorted()], [["k"], ["of a status", "the page's own", "the page's own"]]);
+  } finally {
+    console.error = log;
+  }
+});
+
+for (const url of ["nonsense://x", "http://", "/relative", "ws://127.0.0.1:99999/"])
+  test(`an address that cannot be is said and not thrown: ${url}`, async () => {
+    const state = connect({}, url);
+    state.topic("room:1").set("k", 1);
+    await sleep(20);
+    assert.equal(state.status, "offline");
+    assert.match(warnings[0], /bad_url: cannot connect to/);
+    assert.equal(warnings.length, 1);
+  });
+
+test("a silent server that pinged before counts as gone", async (t) => {
+  const state = connect();
+  await until(() => state.status === "live");
+  const [socket] = server.clients;
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: Date.now() });
+  socket.send('{"_orama":"ephemeral.ping"}');
+  const answered = async (wanted) => {
+    for (let turn = 0; turn < 5000 && !wanted(); turn++) await new Promise(setImmediate);
+    assert.ok(wanted());
+  };
+  await answered(() => server.got.some(({ _orama }) => _orama === "ephemeral.pong"));
+  t.mock.timers.tick(29_000);
+  assert.equal(state.status, "live");
+  t.mock.timers.tick(2000);
+  assert.equal(state.status, "stale");
+  await answered(() => state.status === "live");
+  assert.equal(server.count, 2);
+});

@@ -1,0 +1,105 @@
+// The React hook in a real React, in a page without a browser.
+
+import assert from "node:assert/strict";
+import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { register } from "node:module";
+
+import { JSDOM } from "jsdom";
+
+import { EphemeralState } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
+import { base64 } from "./fixtures.js";
+
+// The hook imports "react" as a bundler finds it: from the project that uses it.
+const here = import.meta.resolve("react");
+register(`data:text/javascript,${encodeURIComponent(`
+  export const resolve = (name, context, next) => name === "react" ? { url: ${JSON.stringify(here)}, shortCircuit: true } : next(name, context);
+`)}`);
+
+const { window } = new JSDOM("<main></main>");
+globalThis.window = window;
+globalThis.document = window.document;
+globalThis.navigator ??= window.navigator;
+globalThis.IS_REACT_ACT_ENVIRONMENT = true;
+after(() => window.close());
+
+const { act, createElement: h, StrictMode } = await import("react");
+const { createRoot } = await import("react-dom/client");
+const { renderToString } = await import("react-dom/server");
+const hook = new URL("../../ephemeral_state/static/ephemeral_state/ephemeral-react.js", import.meta.url);
+const { useTopic } = await import(fileURLToPath(hook));
+
+function world() {
+  const made = { sent: [], renders: 0 };
+  class Socket {
+    constructor() {
+      made.socket = this;
+    }
+    send(text) {
+      made.sent.push(JSON.parse(text));
+    }
+    close() {}
+  }
+  made.state = new EphemeralState("ws://x/", { WebSocket: Socket, random: () => 0, minDelay: 0 });
+  made.hear = (kind, fields) =>
+    act(async () => made.socket.onmessage({ data: JSON.stringify({ _orama: `ephemeral.${kind}`, topic: "room:1", ...fields }) }));
+  made.verbs = () => made.sent.map(({ _orama }) => _orama.replace("ephemeral.", ""));
+  made.Names = ({ name = "room:1" }) => {
+    made.renders++;
+    const { entries, status, room } = useTopic(made.state, name);
+    made.room = room;
+    return h("p", null, `${status}: ${[...entries.values()].map(({ value }) => value).join(", ")}`);
+  };
+  made.main = document.createElement("main");
+  made.root = createRoot(made.main);
+  made.render = (element) => act(async () => made.root.render(element));
+  return made;
+}
+
+for (const [mode, wrap] of [["", (element) => element], [" in strict mode", (element) => h(StrictMode, null, element)]])
+  test(`a component shows the topic, and leaves it when it goes${mode}`, async () => {
+    const made = world();
+    await made.render(wrap(h(made.Names)));
+    assert.equal(made.main.textContent, "connecting: ");
+    await act(async () => made.socket.onopen());
+    await made.hear("snapshot", { entries: [{ key: "a", client_id: "c", payload: base64("Ann") }] });
+    assert.equal(made.main.textContent, "live: Ann");
+    await made.hear("batch", { events: [["b", base64("Bob"), "c"], ["a", null, "c", "disconnect"]] });
+    assert.equal(made.main.textContent, "live: Bob");
+    const renders = made.renders;
+    await made.hear("set", { key: "b", client_id: "c", payload: base64("Bob") });
+    assert.equal(made.renders, renders); // nothing changed
+    made.room.set("me", 1);
+    await act(async () => made.socket.onclose({ code: 1006 }));
+    assert.equal(made.main.textContent, "stale: Bob");
+    await act(async () => sleep(20));
+    await act(async () => made.socket.onopen());
+    await made.hear("snapshot", { entries: [] });
+    assert.equal(made.main.textContent, "live: ");
+    await made.render(null);
+    await sleep(20);
+    assert.deepEqual(made.verbs(), ["subscribe", "set", "subscribe", "set", "clear", "unsubscribe"]);
+    made.state.close();
+  });
+
+test("two components share a topic; another name is another topic", async () => {
+  const made = world();
+  await made.render([h(made.Names, { key: 1 }), h(made.Names, { key: 2 })]);
+  await act(async () => made.socket.onopen());
+  await made.render([h(made.Names, { key: 1 })]);
+  await act(async () => sleep(20));
+  assert.deepEqual(made.verbs(), ["subscribe"]);
+  await made.render([h(made.Names, { key: 1, name: "room:2" })]);
+  await act(async () => sleep(20));
+  assert.deepEqual(made.sent.map(({ _orama, topic }) => [_orama.replace("ephemeral.", ""), topic]), [
+    ["subscribe", "room:1"], ["subscribe", "room:2"], ["unsubscribe", "room:1"],
+  ]);
+  await act(async () => made.root.unmount());
+  made.state.close();
+});
+
+test("on a server it sees nothing and connects to nothing", () => {
+  const Names = () => h("p", null, useTopic(null, "room:1").status);
+  assert.equal(renderToString(h(Names)), "<p>connecting</p>");
+});

@@ -1,0 +1,342 @@
+// The rules of a connection and of what outlives it, without a socket and with a clock that stands still.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { base64, shown, Wire } from "./fixtures.js";
+
+const ONE = base64(1);
+const TWO = base64(2);
+
+function joined(id = "me", entries = {}) {
+  const wire = new Wire();
+  wire.line = wire.session.follow("t");
+  wire.connect(id, entries);
+  wire.taken();
+  return wire;
+}
+
+test("what is set before there is a connection is sent after the snapshot, and once", () => {
+  const wire = new Wire();
+  wire.session.follow("t");
+  wire.session.set("t", "k", ONE, {});
+  wire.session.set("t", "k", TWO, {});
+  wire.session.opened();
+  assert.deepEqual(wire.taken(), [{ verb: "subscribe", topic: "t", batch: true }]);
+  wire.welcome("t", []);
+  assert.deepEqual(wire.taken(), [{ verb: "set", topic: "t", key: "k", payload: TWO, ttl_ms: null }]);
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.session.flush();
+  assert.deepEqual(wire.taken(), []);
+});
+
+test("an old server is asked again without batches, once, and then left alone", () => {
+  const wire = new Wire();
+  const line = wire.session.follow("t", { maxRate: 20 });
+  wire.session.opened();
+  assert.deepEqual(wire.taken(), [{ verb: "subscribe", topic: "t", batch: true, max_rate: 20 }]);
+  wire.hear("error", { code: "bad_frame", message: 'no field "batch"', ref: wire.refs[0] });
+  assert.deepEqual(wire.taken(), [{ verb: "subscribe", topic: "t" }]);
+  assert.deepEqual(wire.problems, []);
+  wire.hear("error", { code: "bad_frame", message: "no", ref: wire.refs[0] });
+  assert.deepEqual(wire.taken(), []);
+  assert.equal(line.state, "denied");
+  assert.deepEqual(wire.problems.map(({ code }) => code), ["bad_frame"]);
+});
+
+test("after a reconnect it follows again and sets its own keys again, with the time they have left", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, { grace: 3 });
+  wire.session.set("t", "typing", ONE, { ttl: 5 });
+  wire.session.set("t", "over", ONE, { ttl: 1 });
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  wire.session.closed();
+  wire.time += 2000;
+  wire.connect("me again");
+  assert.deepEqual(wire.taken().slice(1), [
+    { verb: "set", topic: "t", key: "k", payload: ONE, ttl_ms: null, grace_ms: 3000 },
+    { verb: "set", topic: "t", key: "typing", payload: ONE, ttl_ms: 3000 },
+  ]);
+});
+
+test("a key that somebody else set meanwhile is theirs; one that lingers from a former connection is not", () => {
+  const wire = joined();
+  wire.session.set("t", "shared", ONE, {});
+  wire.session.set("t", "mine", ONE, {});
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  wire.session.closed();
+  wire.connect("me again", { t: [["shared", "other", TWO], ["mine", "me", ONE]] });
+  assert.deepEqual(wire.taken().slice(1).map(({ key }) => key), ["mine"]);
+  wire.session.closed();
+  wire.connect("me, a third time");
+  assert.deepEqual(wire.taken().slice(1).map(({ key }) => key), ["mine"]);
+});
+
+test("a key that was taken over while connected is not set again, unless it was won back", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.hear("set", { topic: "t", key: "k", client_id: "other", payload: TWO });
+  wire.hear("set", { topic: "t", key: "k", client_id: "me", payload: ONE });
+  wire.session.closed();
+  wire.connect("2");
+  assert.deepEqual(wire.taken().slice(1).map(({ key }) => key), ["k"]);
+  wire.hear("ok", { ref: wire.refs[1] });
+  wire.hear("set", { topic: "t", key: "k", client_id: "other", payload: TWO });
+  wire.session.closed();
+  wire.connect("3");
+  assert.deepEqual(wire.taken().slice(1), []);
+});
+
+test("a key that somebody with the right to it cleared is not set again", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.hear("set", { topic: "t", key: "k", client_id: "me", payload: ONE });
+  wire.hear("clear", { topic: "t", key: "k", client_id: "me", reason: "explicit" });
+  wire.session.closed();
+  wire.connect("2");
+  assert.deepEqual(wire.taken().slice(1), []);
+});
+
+test("what is set while there is no connection wins over what came meanwhile", () => {
+  const wire = joined();
+  wire.session.closed();
+  wire.session.set("t", "k", ONE, {});
+  wire.connect("2", { t: [["k", "other", TWO]] });
+  assert.deepEqual(wire.taken().slice(1).map(({ key }) => key), ["k"]);
+});
+
+test("a key cleared while there is no connection is gone, and taken over to be cleared where a grace keeps it", () => {
+  const wire = joined();
+  for (const key of ["gone", "lingers"]) wire.session.set("t", key, ONE, { grace: 10 });
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  wire.session.closed();
+  for (const key of ["gone", "lingers", "never set"]) wire.session.clear("t", key);
+  wire.connect("2", { t: [["lingers", "me", ONE]] });
+  assert.deepEqual(wire.taken().slice(1), [
+    { verb: "set", topic: "t", key: "lingers", payload: ONE, ttl_ms: null },
+    { verb: "clear", topic: "t", key: "lingers" },
+  ]);
+  wire.session.closed();
+  wire.connect("3");
+  assert.deepEqual(wire.taken().slice(1), []);
+});
+
+test("a throttled key is sent at once, then the last value when it is due; a clear does not wait", () => {
+  const wire = joined();
+  for (let n = 0; n < 5; n++) wire.session.set("t", "cursor", base64(n), { throttle: 50 });
+  assert.deepEqual(wire.taken().map(({ payload }) => payload), [base64(0)]);
+  assert.equal(wire.session.due, wire.time + 50);
+  wire.time += 50;
+  wire.session.flush();
+  assert.deepEqual(wire.taken().map(({ payload }) => payload), [base64(4)]);
+  wire.session.set("t", "cursor", ONE, { throttle: 50 });
+  wire.session.clear("t", "cursor");
+  wire.time += 1000;
+  wire.session.flush();
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["clear"]);
+  assert.equal(wire.session.due, Infinity);
+});
+
+test("too many frames: the newest of each key is sent after the time that the server names", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("error", { code: "rate_limited", message: "slow down", retry_after_ms: 700, ref: wire.refs[0] });
+  assert.deepEqual(wire.problems, [{ code: "rate_limited", message: "slow down", topic: "t", key: "k", retryAfter: 700 }]);
+  wire.session.set("t", "k", TWO, {});
+  wire.session.set("t", "other", ONE, {});
+  wire.session.clear("t", "never");
+  assert.deepEqual(wire.taken(), []);
+  assert.equal(wire.session.due, wire.time + 700);
+  wire.time += 700;
+  wire.session.flush();
+  assert.deepEqual(wire.taken().map(({ key, payload }) => [key, payload]), [["k", TWO], ["other", ONE], ["never", undefined]]);
+});
+
+test("a set that was too much or could not be stored is sent again by itself", () => {
+  for (const more of [{ code: "rate_limited", retry_after_ms: 700 }, { code: "unavailable" }]) {
+    const wire = joined();
+    wire.session.set("t", "k", ONE, {});
+    wire.taken();
+    wire.hear("error", { ...more, message: "later", ref: wire.refs[0] });
+    assert.equal(wire.session.due, wire.time + (more.retry_after_ms ?? 2000));
+    wire.time = wire.session.due;
+    wire.session.flush();
+    assert.deepEqual(wire.taken().map(({ key, payload }) => [key, payload]), [["k", ONE]]);
+  }
+});
+
+test("a new connection owes nothing to the last one: neither its throttle nor what its server did not know", () => {
+  const wire = joined();
+  for (const value of [ONE, TWO]) wire.session.set("t", "cursor", value, { throttle: 60_000 });
+  wire.session.closed();
+  wire.session.opened();
+  wire.taken();
+  wire.hear("error", { code: "bad_frame", message: "no batch", ref: wire.refs.at(-1) });
+  wire.session.closed();
+  wire.connect("2");
+  assert.deepEqual(wire.taken().map(({ verb, batch, payload }) => [verb, batch, payload]), [
+    ["subscribe", undefined, undefined],
+    ["subscribe", true, undefined],
+    ["set", undefined, TWO],
+  ]);
+  wire.session.closed();
+  wire.session.set("t", "cursor", ONE, { throttle: 60_000 });
+  wire.connect("3");
+  assert.deepEqual(wire.taken().slice(1).map(({ payload }) => payload), [ONE]);
+});
+
+test("of a page's former connections the last sixteen are remembered", () => {
+  const wire = joined("0");
+  for (let id = 1; id <= 40; id++) wire.hear("hello", { client_id: `${id}` });
+  assert.deepEqual([...wire.session.ids], Array.from({ length: 16 }, (_, at) => `${at + 25}`));
+});
+
+test("a subscription that the server cannot serve now is asked for again; sets wait for it", () => {
+  const wire = new Wire();
+  wire.session.follow("t");
+  wire.session.set("t", "k", ONE, {});
+  wire.session.opened();
+  wire.taken();
+  wire.hear("error", { code: "unavailable", message: "try again later", ref: wire.refs[0] });
+  assert.deepEqual(wire.taken(), []);
+  wire.time = wire.session.due;
+  wire.session.flush();
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
+  wire.welcome("t", []);
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["set"]);
+});
+
+test("what is refused for good is not wanted any more, not even after a reconnect", () => {
+  for (const code of ["forbidden", "payload_too_large", "too_many_keys", "name_invalid"]) {
+    const wire = joined();
+    wire.session.set("t", "k", ONE, {});
+    wire.taken();
+    wire.hear("error", { code, message: "no", ref: wire.refs[0] });
+    assert.deepEqual(wire.problems, [{ code, message: "no", topic: "t", key: "k" }]);
+    wire.session.closed();
+    wire.connect("2");
+    assert.deepEqual(wire.taken().slice(1), []);
+  }
+});
+
+test("who may not read may still write", () => {
+  const wire = new Wire();
+  const line = wire.session.follow("t");
+  wire.session.set("t", "k", ONE, {});
+  for (const id of ["1", "2"]) {
+    wire.session.opened();
+    wire.hear("hello", { client_id: id });
+    wire.taken();
+    wire.hear("error", { code: "forbidden", message: "not allowed", ref: wire.refs[0] });
+    assert.equal(line.state, "denied");
+    assert.deepEqual(wire.taken().map(({ verb, key }) => [verb, key]), [["set", "k"]]);
+    wire.hear("ok", { ref: wire.refs[0] });
+    wire.session.closed();
+  }
+});
+
+test("a revoked topic is forgotten, and what is still on its way is not heard", () => {
+  const wire = joined("me", { t: [["a", "c1", ONE]] });
+  wire.session.set("t", "k", ONE, {});
+  wire.hear("revoked", { topic: "t" });
+  assert.deepEqual(wire.changes, [["t", "set", "a"], ["t", "clear", "a", "revoked"]]);
+  assert.deepEqual(wire.problems.map(({ code, topic }) => [code, topic]), [["revoked", "t"]]);
+  wire.hear("set", { topic: "t", key: "a", client_id: "c1", payload: TWO });
+  assert.equal(wire.line.view.entries.size, 0);
+  wire.taken();
+  wire.session.closed();
+  wire.connect("2");
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
+});
+
+test("while there is no connection others are stale and stay; then only the difference is told", () => {
+  const wire = joined("me", { t: [["here", "c1", ONE], ["gone", "c1", ONE], ["own", "me", ONE]] });
+  const here = wire.line.view.entries.get("here");
+  assert.equal(here.stale, false);
+  wire.session.closed();
+  assert.deepEqual([...wire.line.view.entries.values()].map(({ key, stale }) => [key, stale]), [["here", true], ["gone", true], ["own", false]]);
+  wire.changes.length = 0;
+  wire.connect("2", { t: [["here", "c1", ONE], ["new", "c2", TWO]] });
+  assert.deepEqual(wire.changes, [["t", "clear", "gone", "missed"], ["t", "clear", "own", "missed"], ["t", "set", "new"]]);
+  assert.equal(wire.line.view.entries.get("here"), here);
+  assert.equal(here.stale, false);
+});
+
+test("an entry is mine if this connection or a former one of this page owns it", () => {
+  const wire = joined("me");
+  wire.session.closed();
+  wire.connect("2", { t: [["a", "me", ONE], ["b", "2", ONE], ["c", "other", ONE]] });
+  assert.deepEqual([...wire.line.view.entries.values()].map(({ mine }) => mine), [true, true, false]);
+  assert.equal(wire.session.clientId, "2");
+});
+
+test("a server that does not say who one is: nothing is mine, and one's own keys are set again", () => {
+  const wire = joined(null);
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.hear("set", { topic: "t", key: "k", client_id: "somebody", payload: ONE });
+  assert.equal(wire.line.view.entries.get("k").mine, false);
+  wire.session.closed();
+  wire.connect(null, { t: [["k", "somebody", ONE]] });
+  assert.deepEqual(wire.taken().slice(1).map(({ key }) => key), ["k"]);
+});
+
+test("leaving clears what is one's own and unsubscribes; late frames change nothing", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.session.leave("t");
+  assert.deepEqual(wire.taken(), [{ verb: "clear", topic: "t", key: "k" }, { verb: "unsubscribe", topic: "t" }]);
+  wire.hear("set", { topic: "t", key: "k", client_id: "me", payload: ONE });
+  assert.deepEqual(wire.changes, []);
+});
+
+test("a batch that names an unknown key without an owner makes it ask for a snapshot, once", () => {
+  const wire = joined();
+  wire.hear("batch", { topic: "t", events: [["x", ONE]] });
+  wire.hear("batch", { topic: "t", events: [["y", ONE]] });
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
+  wire.welcome("t", [["x", "c1", ONE], ["y", "c1", ONE]]);
+  assert.deepEqual(shown(wire.line.view.entries), { x: ["c1", ONE], y: ["c1", ONE] });
+});
+
+test("a ping is answered from the handler", () => {
+  const wire = joined();
+  wire.session.received({ _orama: "ephemeral.ping" });
+  assert.deepEqual(wire.sent, [{ _orama: "ephemeral.pong" }]);
+});
+
+test("a frame of a newer server is said to be unknown; frames of the application are not ours", () => {
+  const wire = joined();
+  assert.equal(wire.session.received({ _orama: "ephemeral.weather" }), true);
+  assert.deepEqual(wire.problems.map(({ code }) => code), ["unknown_frame"]);
+  for (const frame of [{ _orama: "other" }, { type: "message" }, { _orama: 7 }, {}]) assert.equal(wire.session.received(frame), false);
+});
+
+const BROKEN = [
+  ["snapshot", { topic: "t" }],
+  ["snapshot", { topic: "t", entries: [{ key: "new", client_id: "c" }, { key: 7, client_id: "c" }] }],
+  ["snapshot", { topic: "t", entries: [null] }],
+  ["set", { topic: "t", key: "k" }],
+  ["set", { topic: "t", key: "k", client_id: "c", payload: 5 }],
+  ["set", { topic: {}, key: "k", client_id: "c" }],
+  ["clear", { topic: "t" }],
+  ["batch", { topic: "t", events: {} }],
+  ["batch", { topic: "t", events: [["new", ONE, "c"], [7, ONE, "c"]] }],
+  ["batch", { topic: "t", events: [["new", ONE, "c"], null] }],
+  ["hello", {}],
+];
+for (const [kind, fields] of BROKEN)
+  test(`a broken frame changes nothing: ${kind} ${JSON.stringify(fields)}`, () => {
+    const wire = joined("me", { t: [["a", "c1", ONE]] });
+    assert.throws(() => wire.hear(kind, fields), TypeError);
+    assert.deepEqual(shown(wire.line.view.entries), { a: ["c1", ONE] });
+    wire.hear("set", { topic: "t", key: "b", client_id: "c1" });
+    assert.equal(wire.line.view.entries.size, 2);
+  });

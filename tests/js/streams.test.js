@@ -1,0 +1,154 @@
+// 3 000 histories of a topic, each told in its own way: one by one, in batches, in another order, twice, with snapshots
+// anywhere and with gaps that a slow reader gets. The view must end as the topic did, and its changes must add up to it.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { View } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
+
+const STREAMS = 3000;
+const KEYS = ["a", "b", "here:1", "__proto__", "\u0000", "é🌙"];
+
+function random(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+/** What happened: `[key, payload, owner]` or `[key, null, owner, reason]`, only of what is there. */
+function history(next, pick) {
+  const topic = new Map();
+  const events = [];
+  for (let length = Math.floor(next() * 60); length > 0; length--) {
+    const key = pick(KEYS);
+    const owner = topic.get(key)?.[1];
+    const event = owner && next() < 0.4 ? [key, null, owner, pick(["explicit", "disconnect", "expired"])]
+      : [key, pick(["", "MQ==", "Mg==", "eyJhIjoxfQ=="]), owner && next() < 0.7 ? owner : pick(["c1", "c2", "c3"])];
+    happen(topic, event);
+    events.push(event);
+  }
+  return events;
+}
+
+function happen(topic, [key, payload, owner]) {
+  if (payload === null) topic.delete(key);
+  else topic.set(key, [payload, owner]);
+}
+
+/** Another order: of one key it stays, since a connection keeps it; different keys overtake each other. */
+function shuffled(events, next) {
+  const lanes = Map.groupBy ? Map.groupBy(events, ([key]) => key) : group(events);
+  const queues = [...lanes.values()].map((lane) => [...lane]);
+  const order = [];
+  while (queues.length) {
+    const at = Math.floor(next() * queues.length);
+    order.push(queues[at].shift());
+    if (!queues[at].length) queues.splice(at, 1);
+  }
+  return order;
+}
+
+function group(events) {
+  const lanes = new Map();
+  for (const event of events) lanes.set(event[0], [...(lanes.get(event[0]) ?? []), event]);
+  return lanes;
+}
+
+/** The frames of one telling of it, and how the topic ends. */
+function told(events, next, pick) {
+  const topic = new Map();
+  const known = new Map(); // owners as the client knows them
+  const frames = [snapshot(topic)];
+  let batch = null;
+  const flush = () => {
+    if (batch) frames.push({ _orama: "ephemeral.batch", topic: "t", events: batch });
+    batch = null;
+  };
+  for (let at = 0; at < events.length; at++) {
+    let event = events[at];
+    happen(topic, event);
+    // A slow reader hears of the newest of several changes of a key.
+    while (next() < 0.2 && events[at + 1]?.[0] === event[0]) happen(topic, (event = events[++at]));
+    if (event[1] === null && !known.has(event[0])) continue; // came and went unheard
+    const times = next() < 0.15 ? 2 : 1;
+    for (let time = 0; time < times; time++)
+      if (next() < 0.5) (batch ??= []).push(compressed(event, known));
+      else {
+        flush();
+        frames.push(plain(event));
+        note(event, known);
+      }
+    if (next() < 0.3) flush();
+    if (next() < 0.1) {
+      flush();
+      frames.push(snapshot(topic));
+      known.clear();
+      for (const [key, [, owner]] of topic) known.set(key, owner);
+    }
+    if (next() < 0.1) {
+      flush();
+      frames.push(plain([pick(["nobody's", "x"]), null, "c9", "expired"]));
+    }
+    if (next() < 0.05) frames.push({ _orama: "ephemeral.of_the_future", topic: "t", entries: 7 });
+  }
+  flush();
+  return { frames, topic };
+}
+
+function note([key, payload, owner], known) {
+  if (payload === null) known.delete(key);
+  else known.set(key, owner);
+}
+
+function compressed(event, known) {
+  const [key, payload, owner] = event;
+  const same = payload !== null && known.get(key) === owner;
+  note(event, known);
+  return same ? [key, payload] : event;
+}
+
+function plain([key, payload, client_id, reason]) {
+  if (payload === null) return { _orama: "ephemeral.clear", topic: "t", key, client_id, reason };
+  return { _orama: "ephemeral.set", topic: "t", key, client_id, ...(payload && { payload }) };
+}
+
+function snapshot(topic) {
+  const entries = [...topic].map(([key, [payload, client_id]]) => ({ key, client_id, ...(payload && { payload }), expires_in_ms: null }));
+  return { _orama: "ephemeral.snapshot", topic: "t", entries };
+}
+
+test(`${STREAMS} tellings end in the same view`, () => {
+  let frames = 0;
+  let changes = 0;
+  for (let seed = 1; seed <= STREAMS; seed++) {
+    const next = random(seed);
+    const pick = (list) => list[Math.floor(next() * list.length)];
+    const telling = told(shuffled(history(next, pick), next), next, pick);
+    const view = new View("t");
+    const added = new Map(); // what somebody has who only hears of changes
+    for (const frame of telling.frames)
+      for (const change of view.apply(frame)) {
+        changes++;
+        assert.equal(change.before, added.get(change.key), `seed ${seed}: a change begins where the last one ended`);
+        if (change.type === "set") added.set(change.key, change.entry);
+        else assert.equal(added.delete(change.key), true, `seed ${seed}: nothing goes that was not there`);
+      }
+    frames += telling.frames.length;
+    const seen = new Map([...view.entries].map(([key, { payload, owner }]) => [key, [payload, owner]]));
+    assert.deepEqual(seen, telling.topic, `seed ${seed}`);
+    assert.deepEqual(added, view.entries, `seed ${seed}`);
+    assert.equal(view.lost, false, `seed ${seed}`);
+  }
+  assert.ok(frames > 20 * STREAMS && changes > 10 * STREAMS, `${frames} frames, ${changes} changes`);
+});
+
+test("a batch that leaves out an owner the view does not know asks for a snapshot", () => {
+  const view = new View("t");
+  assert.deepEqual(view.apply({ _orama: "ephemeral.batch", events: [["a", "MQ=="], ["b", "", "c1"]] }).map(({ key }) => key), ["b"]);
+  assert.equal(view.lost, true);
+  view.apply(snapshot(new Map([["a", ["MQ==", "c2"]]])));
+  assert.equal(view.lost, false);
+});

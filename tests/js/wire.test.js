@@ -1,0 +1,93 @@
+// The client and the ten lines of the docs against `tests/wire`, which the server's tests read too.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import vm from "node:vm";
+
+import { EphemeralState, View } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
+import { page, shown, told, wire, Wire } from "./fixtures.js";
+
+for (const name of ["streams", "batches"])
+  for (const row of wire(name))
+    test(`${name}: ${row.name}`, () => {
+      for (const frames of [row.frames, row.plain ?? row.frames]) {
+        const there = new Wire();
+        there.session.follow(row.topic);
+        there.session.opened();
+        for (const frame of frames) there.session.received(frame);
+        assert.deepEqual(shown(there.session.lines.get(row.topic).view.entries), row.view);
+        assert.deepEqual(there.changes.map(([, ...change]) => change), row.changes);
+      }
+    });
+
+for (const row of wire("streams"))
+  test(`the ten lines of the docs: ${row.name}`, () => {
+    const [lines] = /```js\n(const live[^]*?)```/.exec(page("protocol.md")).slice(1);
+    assert.ok(lines.trim().split("\n").length <= 12);
+    const sent = [];
+    const context = vm.createContext({ WebSocket: class { send = (text) => sent.push(JSON.parse(text)); }, JSON, Map });
+    const { live, socket } = vm.runInContext(`${lines}; ({ live, socket })`, context);
+    socket.onopen();
+    assert.deepEqual(sent, [{ _orama: "ephemeral.subscribe", topic: "room:1" }]);
+    // It follows one topic, so it hears of no other.
+    for (const frame of row.frames) if (frame.topic === "room:1") socket.onmessage({ data: JSON.stringify(frame) });
+    assert.deepEqual(Object.fromEntries([...live].map(([key, value]) => [key, [...value]])), row.view);
+    socket.onmessage({ data: '{"_orama":"ephemeral.ping"}' });
+    assert.deepEqual(sent[1], { _orama: "ephemeral.pong" });
+  });
+
+for (const { name, text } of wire("frames"))
+  test(`every frame of the server is understood: ${name}`, () => {
+    const there = new Wire();
+    there.session.follow("room:1");
+    there.session.opened();
+    assert.equal(there.session.received(JSON.parse(text)), true);
+    assert.deepEqual(there.problems.map(({ code }) => code), JSON.parse(text).code ? ["forbidden"] : []);
+  });
+
+for (const row of wire("commands").filter(({ call }) => call))
+  test(`a call becomes the command of the fixture: ${row.name}`, () => {
+    const sent = [];
+    class Socket {
+      send = (text) => sent.push(JSON.parse(text));
+      close() {}
+    }
+    let socket;
+    const state = new EphemeralState("ws://x/", { WebSocket: function () { return (socket = new Socket()); } });
+    const room = state.topic("room:1");
+    socket.onopen();
+    socket.onmessage({ data: '{"_orama":"ephemeral.snapshot","topic":"room:1","entries":[]}' });
+    sent.length = 0;
+    const [method, ...rest] = row.call;
+    // What JSON cannot write, the fixture leaves out: `set(key)` is a set of nothing.
+    room[method](...rest);
+    state.close();
+    const { ref, ...expected } = JSON.parse(row.text);
+    const { ref: ours, ...frame } = sent[0];
+    assert.equal(Number.isInteger(ours), true);
+    assert.deepEqual(frame, expected);
+  });
+
+for (const row of wire("subscribe").filter(({ error }) => !error))
+  test(`a subscription of the fixture can be asked for: ${row.name}`, () => {
+    if (row.fields.batch !== true) return; // the client always takes batches
+    const there = new Wire();
+    there.session.follow("room:1", { maxRate: row.fields.max_rate });
+    there.session.opened();
+    assert.deepEqual(there.taken(), [{ verb: "subscribe", topic: "room:1", ...row.fields }]);
+  });
+
+test("a payload is read as JSON, as bytes, or not at all", () => {
+  const view = new View("t");
+  const read = (payload) => {
+    view.apply({ _orama: "ephemeral.set", key: "k", client_id: "c", payload });
+    const { value, bytes } = view.entries.get("k");
+    return [value, [...bytes]];
+  };
+  assert.deepEqual(read("eyJhIjoiw6kifQ=="), [{ a: "é" }, [...Buffer.from('{"a":"é"}')]]);
+  assert.deepEqual(read("bnVsbA=="), [null, [...Buffer.from("null")]]);
+  assert.deepEqual(read("AP/+"), [undefined, [0, 255, 254]]);
+  assert.deepEqual(read(undefined), [undefined, []]);
+  assert.deepEqual(read("no base64!"), [undefined, []]);
+  assert.deepEqual(told(view.apply({ _orama: "ephemeral.clear", key: "k", reason: "expired" })[0]), ["clear", "k", "expired"]);
+});

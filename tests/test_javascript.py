@@ -1,0 +1,70 @@
+"""The JavaScript client: its own tests in Node, its types, and two of it on real servers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .browser.process import ROOT, DemoProcess
+
+HERE = ROOT / "tests" / "js"
+STATIC = ROOT / "ephemeral_state" / "static" / "ephemeral_state"
+LIMIT = 180  # seconds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    """Node, and the packages that `tests/js/package-lock.json` pins; they are installed where they are not."""
+    missing = next((name for name in ("node", "npm") if shutil.which(name) is None), None)
+    if missing is None:
+        with (HERE / "package-lock.json").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (HERE / "node_modules" / ".package-lock.json").exists():
+                command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
+                done = subprocess.run(command, cwd=HERE, timeout=LIMIT, check=False)
+                missing = "npm ci" if done.returncode else None
+    if missing is not None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no {missing}")
+        pytest.skip(f"no {missing}")
+
+
+def run(*command: str | Path, **more: Any) -> str:
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=LIMIT, check=False, **more)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    return done.stdout
+
+
+def tsc(*options: str | Path) -> None:
+    run("node", "node_modules/typescript/bin/tsc", "-p", ".", *options)
+
+
+def test_its_own_tests_pass() -> None:
+    output = run("node", "--test", "--test-timeout=60000")
+    counted = {name: int(number) for name, number in re.findall(r"^[#ℹ] (\w+) (\d+)$", output, re.MULTILINE)}
+    assert counted["pass"] > 100
+    assert counted["fail"] == counted["skipped"] == counted["cancelled"] == 0
+
+
+def test_its_types_are_right() -> None:
+    tsc()
+
+
+def test_the_declarations_are_those_of_the_source(tmp_path: Path) -> None:
+    tsc("--noEmit", "false", "--declaration", "--emitDeclarationOnly", "--outDir", tmp_path)
+    made = {file.name: file.read_text() for file in tmp_path.glob("*.d.ts")}
+    assert made == {file.name: file.read_text() for file in STATIC.glob("*.d.ts")}, "npm run declarations"
+    assert {name.removesuffix(".d.ts") for name in made} == {file.stem for file in STATIC.glob("*.js")}
+
+
+@pytest.mark.parametrize("server", ["daphne", "uvicorn"])
+def test_two_clients_see_each_other_on_a_real_server(tmp_path: Path, server: str) -> None:
+    with DemoProcess(tmp_path, "--server", server) as demo:
+        run("node", "live.js", f"ws://127.0.0.1:{demo.port}/ws/state/")
