@@ -10,34 +10,41 @@ from __future__ import annotations
 import asyncio
 import builtins
 import hashlib
-import os
-import threading
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from typing import Any, Final
 
-from .errors import EphemeralStateError, InvalidTTL
-from .node import current, idle, serving_loop, wait_in
-from .protocol import encode_payload, encode_ttl
-from .state import Clear, Drop, Entry, Page, Set, Topic, UntilDisconnect
-from .stores import Store, get_store
+from django.db import transaction
+
+from .background import wait
+from .errors import InvalidTTL, StoreUnavailable
+from .hold import Held
+from .node import current
+from .protocol import CLOSE_MESSAGE_TYPE, encode_payload, encode_ttl
+from .state import Clear, Drop, Entry, Notice, Page, Set, Topic, UntilDisconnect
+from .stores import get_store
+from .watch import watch as _watch
 
 __all__ = [
     "abrowse",
     "aclear",
+    "acount",
     "adisconnect",
     "alist",
+    "alist_many",
     "aset",
     "browse",
     "clear",
+    "count",
     "disconnect",
+    "hold",
     "list",
+    "list_many",
     "set",
+    "watch",
 ]
 
-T = TypeVar("T")
-
-_LINGER: Final = 5.0  # seconds that the loop of our own waits for another call
+_AT_ONCE: Final = 16  # topics that are read from the store side by side
+_SEND_TIMEOUT: Final = 2.0  # seconds that the channel layer may take
 
 
 async def aset(
@@ -55,11 +62,7 @@ async def aset(
     one nobody's end clears the key, only its `ttl` (seconds, by default `DEFAULT_TTL`) or a `clear`. Raises an
     `EphemeralStateError`, and then nothing was stored or told.
     """
-    if isinstance(ttl, UntilDisconnect):
-        raise InvalidTTL("UNTIL_DISCONNECT needs a connection whose end would clear the key: set it in its consumer")
-    where = Topic(namespace, topic)
-    owner = _no_client(where.require(), key) if client is None else client
-    await current().write(Set(owner, where, key, encode_payload(payload), encode_ttl(ttl)))
+    await current().write(_set(topic, key, payload, client, namespace, ttl))
 
 
 async def aclear(topic: str, key: str, *, client: str | None = None, namespace: str = "") -> None:
@@ -79,9 +82,58 @@ async def alist(topic: str, *, namespace: str = "") -> builtins.list[Entry]:
     return builtins.list((await get_store().snapshot(Topic(namespace, topic).require())).entries)
 
 
-async def adisconnect(client: str) -> None:
-    """Clear everything the client owns, in all namespaces, with reason `disconnect`. Its socket stays open."""
-    await current().write(Drop(client))
+async def alist_many(topics: Iterable[str], *, namespace: str = "") -> dict[str, builtins.list[Entry]]:
+    """What is live in each of the topics, by topic."""
+    names = _names(topics)
+    found: dict[str, builtins.list[Entry]] = {}
+    for first in range(0, len(names), _AT_ONCE):
+        some = names[first : first + _AT_ONCE]
+        entries = await asyncio.gather(*(alist(name, namespace=namespace) for name in some))
+        found.update(zip(some, entries, strict=True))
+    return found
+
+
+async def acount(topics: Iterable[str], *, namespace: str = "") -> dict[str, int]:
+    """How many entries are live in each of the topics, by topic: cheaper than to list them."""
+    names = _names(topics)
+    counts = await get_store().counts([Topic(namespace, name).require() for name in names])
+    return dict(zip(names, counts, strict=True))
+
+
+async def adisconnect(client: str, *, close: int | None = None) -> None:
+    """Clear everything the client owns, in all namespaces, with reason `disconnect`.
+
+    With a `close` code (1000, or 3000 to 4999) its socket is closed too; without, it stays open. What is no WebSocket,
+    like the owner of something held, has none. Raises `StoreUnavailable`, also for the channel layer.
+    """
+    if close is not None and close != 1000 and not 3000 <= close <= 4999:
+        raise ValueError(f"close code {close!r} is none that an application may use: 1000, or 3000 to 4999")
+    node = current()
+    await node.write(Drop(client))
+    if close is not None and ":" not in client:  # no channel has one in its name
+        try:
+            async with asyncio.timeout(_SEND_TIMEOUT):
+                await node.layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": close})
+        except Exception as error:
+            raise StoreUnavailable("the channel layer does not answer") from error
+
+
+def hold(topic: str, key: str, payload: object = b"", *, namespace: str = "") -> Held:
+    """Set the key for as long as a block of code runs: `with api.hold(...)`, or `async with`.
+
+    It is cleared when the block ends in whatever way, and when the process dies. Meanwhile it survives the loss of
+    what the store had. `held.set(payload)`, or `await held.aset(payload)`, gives it another value.
+    """
+    return Held(Topic(namespace, topic), key, payload)
+
+
+def watch(topic: str, *, namespace: str = "") -> AsyncGenerator[Notice, None]:
+    """Follow the topic: `async for notice in api.watch(...)` gives one snapshot, and then every change.
+
+    Whoever is slow gets the newest value per key. Ends when the process is about to. Leave it early inside of
+    `contextlib.aclosing`, or it goes on hearing until it is collected.
+    """
+    return _watch(Topic(namespace, topic))
 
 
 async def abrowse(
@@ -104,24 +156,45 @@ def set(
     client: str | None = None,
     namespace: str = "",
     ttl: float | None = None,
+    on_commit: bool | str = False,
 ) -> None:
-    """`aset` for sync code."""
-    _wait(lambda: aset(topic, key, payload, client=client, namespace=namespace, ttl=ttl))
+    """`aset` for sync code.
+
+    `on_commit`: only when the database transaction commits, and never if it is rolled back; `True`, or the alias of
+    the database. What is wrong with the arguments is raised at once. What goes wrong later is logged by Django, since
+    the transaction is done; also where there is no transaction.
+    """
+    write = _set(topic, key, payload, client, namespace, ttl)
+    get_store().limits.check(write)
+    _run(lambda: current().write(write), on_commit)
 
 
-def clear(topic: str, key: str, *, client: str | None = None, namespace: str = "") -> None:
-    """`aclear` for sync code."""
-    _wait(lambda: aclear(topic, key, client=client, namespace=namespace))
+def clear(
+    topic: str, key: str, *, client: str | None = None, namespace: str = "", on_commit: bool | str = False
+) -> None:
+    """`aclear` for sync code; `on_commit` as in `set`."""
+    get_store().limits.check(Clear("anybody" if client is None else client, Topic(namespace, topic), key))
+    _run(lambda: aclear(topic, key, client=client, namespace=namespace), on_commit)
 
 
 def list(topic: str, *, namespace: str = "") -> builtins.list[Entry]:
     """`alist` for sync code."""
-    return _wait(lambda: alist(topic, namespace=namespace))
+    return wait(lambda: alist(topic, namespace=namespace))
 
 
-def disconnect(client: str) -> None:
+def list_many(topics: Iterable[str], *, namespace: str = "") -> dict[str, builtins.list[Entry]]:
+    """`alist_many` for sync code."""
+    return wait(lambda: alist_many(topics, namespace=namespace))
+
+
+def count(topics: Iterable[str], *, namespace: str = "") -> dict[str, int]:
+    """`acount` for sync code."""
+    return wait(lambda: acount(topics, namespace=namespace))
+
+
+def disconnect(client: str, *, close: int | None = None) -> None:
     """`adisconnect` for sync code."""
-    _wait(lambda: adisconnect(client))
+    wait(lambda: adisconnect(client, close=close))
 
 
 def browse(
@@ -133,64 +206,32 @@ def browse(
     search: str = "",
 ) -> Page:
     """`abrowse` for sync code."""
-    return _wait(lambda: abrowse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search))
+    return wait(lambda: abrowse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search))
+
+
+def _set(topic: str, key: str, payload: object, client: str | None, namespace: str, ttl: float | None) -> Set:
+    if isinstance(ttl, UntilDisconnect):
+        raise InvalidTTL("UNTIL_DISCONNECT needs a connection whose end would clear the key: set it in its consumer")
+    where = Topic(namespace, topic)
+    owner = _no_client(where.require(), key) if client is None else client
+    return Set(owner, where, key, encode_payload(payload), encode_ttl(ttl))
+
+
+def _run(write: Callable[[], Coroutine[Any, Any, object]], on_commit: bool | str) -> None:
+    if on_commit is False:
+        wait(write)
+    else:
+        using = on_commit if isinstance(on_commit, str) else None
+        transaction.on_commit(lambda: wait(write), using=using, robust=True)
+
+
+def _names(topics: Iterable[str]) -> builtins.list[str]:
+    if isinstance(topics, str):
+        raise TypeError(f"topics are several, give them as a list: [{topics!r}]")
+    return [*dict.fromkeys(topics)]
 
 
 def _no_client(topic: Topic, key: str) -> str:
     # One name per entry, so that no two of them share one client's cap.
     identity = f"{len(topic.namespace)}:{topic.namespace}{len(topic.name)}:{topic.name}{key}"
     return "api:" + hashlib.blake2b(identity.encode(errors="surrogatepass"), digest_size=12).hexdigest()
-
-
-def _wait(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    loop = serving_loop()
-    return wait_in(loop, start) if loop is not None else _own.wait(start)
-
-
-class _OwnLoop:
-    """An event loop in a thread, there while it is used: one set of connections for all calls, where a loop per
-    call would open one each time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._calls = 0
-        self._pid = 0
-        self._used: dict[Store, None] = {}
-
-    def wait(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        with self._lock:
-            self._calls += 1
-            if self._loop is None or self._pid != os.getpid():
-                self._pid = os.getpid()  # a fork copies the loop but not its thread
-                self._calls = 1
-                self._loop = asyncio.new_event_loop()
-                self._used.clear()
-                threading.Thread(target=self._run, args=(self._loop,), name="ephemeral-state", daemon=True).start()
-            with suppress(EphemeralStateError):  # one that cannot be made: the call itself says so
-                self._used[get_store()] = None
-            loop = self._loop
-        try:
-            return wait_in(loop, start)
-        finally:
-            with self._lock:
-                self._calls -= 1
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(self._until_unused(loop))
-        loop.close()
-
-    async def _until_unused(self, loop: asyncio.AbstractEventLoop) -> None:
-        while True:
-            await asyncio.sleep(_LINGER)
-            with self._lock:
-                if self._calls == 0 and idle():
-                    self._loop = None
-                    used = [*self._used]
-                    break
-        for store in used:  # more than one, if the settings have changed
-            await store.close()
-
-
-_own = _OwnLoop()

@@ -193,6 +193,10 @@ class EphemeralStateMixin(_Base):
         for one in events:
             await self.ephemeral_event(one)
 
+    async def ephemeral_close(self, message: dict[str, Any]) -> None:
+        """`api.disconnect` asks for the end of this connection. Override it to say goodbye first."""
+        await self.base_send({"type": "websocket.close", "code": message["code"]})  # type: ignore[arg-type]
+
     async def websocket_disconnect(self, message: Any) -> None:
         await self._ephemeral_end()
         parent = getattr(super(), "websocket_disconnect", None)
@@ -260,6 +264,10 @@ class SyncEphemeralStateMixin(_Base):
         self.base_send(_frame(text))
         for one in events:
             self.ephemeral_event(one)
+
+    def ephemeral_close(self, message: dict[str, Any]) -> None:
+        """See `EphemeralStateMixin.ephemeral_close`."""
+        self.base_send({"type": "websocket.close", "code": message["code"]})  # type: ignore[arg-type]
 
     def websocket_disconnect(self, message: Any) -> None:
         if self._ephemeral is not None:

@@ -18,6 +18,7 @@ from .errors import EphemeralStateError, InvalidFrame, InvalidPayload, InvalidTT
 from .state import Change, Entry, Reason, Revision, Topic, UntilDisconnect
 
 __all__ = [
+    "CLOSE_MESSAGE_TYPE",
     "GROUP_MESSAGE_TYPE",
     "PING",
     "Batch",
@@ -46,6 +47,9 @@ __all__ = [
 
 GROUP_MESSAGE_TYPE: Final = "ephemeral.events"
 """Never to be changed: a consumer without a handler for a new type is killed by the message."""
+
+CLOSE_MESSAGE_TYPE: Final = "ephemeral.close"
+"""Sent to a consumer's own channel: it is to close its socket, with the message's `code`."""
 
 _BATCH_VERSION: Final = 1
 _MAX_BATCH_CHARACTERS: Final = 256 * 1024

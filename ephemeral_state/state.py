@@ -26,6 +26,7 @@ __all__ = [
     "Drop",
     "Entry",
     "Limits",
+    "Notice",
     "Outcome",
     "Page",
     "Peer",
@@ -80,6 +81,28 @@ class Entry(NamedTuple):
     payload: bytes
     expires_in_ms: int | None
     """Remaining time in ms, rounded down; `None` for `UNTIL_DISCONNECT`."""
+
+    def json(self) -> Any:
+        """The payload decoded as JSON; `None` for an empty payload. Raises `ValueError` if it is not JSON."""
+        return json.loads(self.payload) if self.payload else None
+
+
+class Notice(NamedTuple):
+    """What a watcher of a topic is told."""
+
+    kind: Literal["snapshot", "set", "clear"]
+    """First comes one snapshot, then a set or a clear per change."""
+    topic: Topic
+    entries: Sequence[Entry]
+    """Of a snapshot: what is live, sorted by key."""
+    key: str
+    client_id: str
+    """The owner; after a clear, the last one."""
+    payload: bytes
+    reason: Reason | None
+    """Of a clear."""
+    text: str
+    """The same as a frame of the client protocol: compact JSON, ready to be sent."""
 
     def json(self) -> Any:
         """The payload decoded as JSON; `None` for an empty payload. Raises `ValueError` if it is not JSON."""

@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import NoReverseMatch, reverse
 from websockets.asyncio.client import connect
 
-from ephemeral_state import admin, api
+from ephemeral_state import admin, api, background
 from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.state import Outcome
@@ -71,7 +71,7 @@ class Room(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    monkeypatch.setattr(api, "_LINGER", 0.05)
+    monkeypatch.setattr(background, "_LINGER", 0.05)
     with fresh_store() as clock:
         yield clock
 

@@ -1,15 +1,18 @@
 import asyncio
+import json
 import os
 import threading
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 import pytest
-from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
 from channels.testing import WebsocketCommunicator
+from django.contrib.auth.models import User
+from django.db import transaction
 
-from ephemeral_state import api
+from ephemeral_state import api, background
 from ephemeral_state.connection import Connection
-from ephemeral_state.consumers import EphemeralStateMixin
+from ephemeral_state.consumers import EphemeralStateMixin, SyncEphemeralStateMixin
 from ephemeral_state.delivery import Direct
 from ephemeral_state.errors import (
     ClientRequired,
@@ -29,7 +32,7 @@ from .waiting import until
 @pytest.fixture(autouse=True)
 def _own_store(settings, monkeypatch):
     settings.EPHEMERAL_STATE = {}  # a new memory store for each test
-    monkeypatch.setattr(api, "_LINGER", 0.05)
+    monkeypatch.setattr(background, "_LINGER", 0.05)
 
 
 class Client:
@@ -67,8 +70,8 @@ def test_reading_goes_on_after_the_thread_has_ended_in_a_project_that_is_not_con
 
 
 def test_many_calls_share_one_thread_which_ends_when_it_is_not_needed(monkeypatch):
-    monkeypatch.setattr(api, "_LINGER", 0.05)
-    monkeypatch.setattr(api, "_own", api._OwnLoop())
+    monkeypatch.setattr(background, "_LINGER", 0.05)
+    monkeypatch.setattr(background, "_own", background._OwnLoop())
     for n in range(100):
         api.set("t", "k", str(n))
     workers = [threading.Thread(target=api.set, args=("t", f"{n}")) for n in range(8)]
@@ -214,3 +217,245 @@ def test_a_fork_does_not_wait_for_its_parents_loop():
         return os.waitstatus_to_exitcode(status)
 
     assert asyncio.run(with_a_connection()) == 0
+
+
+# Many topics in one call
+
+
+async def test_many_topics_are_listed_and_counted_in_one_call():
+    for n in range(40):
+        for key in range(n % 3):
+            await api.aset(f"t{n}", f"{key}", namespace="n")
+    topics = [f"t{n}" for n in range(40)]
+    listed = await api.alist_many(topics, namespace="n")
+    assert [*listed] == topics
+    assert {topic: len(entries) for topic, entries in listed.items()} == await api.acount(topics, namespace="n")
+    assert listed["t5"][1].key == "1"
+    assert await api.acount(["t5", "t5", "t0"], namespace="n") == {"t5": 2, "t0": 0}
+    assert await api.acount(["t5"]) == {"t5": 0}
+    assert await api.acount([]) == {}
+
+
+def test_sync_code_counts_and_lists_too_and_one_topic_is_not_many():
+    api.set("t", "k")
+    assert api.count({"t"}) == {"t": 1}
+    assert api.list_many(["t"]) == {"t": api.list("t")}
+    for ask in (api.count, api.list_many):
+        with pytest.raises(TypeError, match="give them as a list"):
+            ask("topic")
+
+
+# Held
+
+
+def test_what_is_held_lives_as_long_as_the_block():
+    with api.hold("t", "k", {"n": 1}, namespace="n") as held:
+        (entry,) = api.list("t", namespace="n")
+        assert (entry.key, entry.json(), entry.client_id) == ("k", {"n": 1}, held.client_id)
+        assert entry.expires_in_ms is None
+        held.set({"n": 2})
+        assert api.list("t", namespace="n")[0].json() == {"n": 2}
+    assert api.list("t", namespace="n") == []
+    with pytest.raises(ConnectionGone):
+        held.set(3)
+    with held:
+        assert len(api.list("t", namespace="n")) == 1
+
+
+def test_what_is_held_goes_when_the_block_fails_and_is_one_at_a_time():
+    held = api.hold("t", "k")
+
+    def work():
+        with held:
+            with pytest.raises(RuntimeError, match="held already"):
+                held.__enter__()
+            assert len(api.list("t")) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert api.list("t") == []
+
+
+async def test_async_code_holds_too_and_cancellation_ends_it():
+    async def work():
+        async with api.hold("t", "k") as held:
+            await held.aset("further")
+            begun.set()
+            await asyncio.sleep(60)
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(work())
+    await begun.wait()
+    assert (await api.alist("t"))[0].payload == b"further"
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await api.alist("t") == []
+
+
+async def test_a_thread_holds_in_the_loop_that_serves():
+    client = Client("c1")
+    await client.connection.subscribe(Topic("", "t"))
+
+    def work():
+        with api.hold("t", "k"):
+            pass
+
+    await asyncio.to_thread(work)
+    await until(lambda: len(client.texts) == 3)
+    assert '"reason":"disconnect"' in client.texts[2]
+    await client.connection.end(abnormal=False)
+
+
+def test_what_a_successor_has_set_is_not_cleared_by_who_held_it_before():
+    with api.hold("t", "k", "old"):
+        api.set("t", "k", "new")
+    assert api.list("t")[0].payload == b"new"
+
+
+def test_a_hold_that_is_refused_leaves_nothing_behind():
+    with pytest.raises(NameRequired), api.hold("t", ""):
+        pytest.fail("it was held")
+    with pytest.raises(NameRequired):
+        api.hold("", "k")
+    assert serving_loop() is None
+
+
+def test_a_child_leaves_the_block_of_its_parent_and_holds_what_is_its_own():
+    with api.hold("t", "k") as held:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            with suppress(BaseException):
+                held.__exit__(None, None, None)
+                with suppress(ConnectionGone):
+                    held.set("from the child")
+                    code = 2
+                with api.hold("t", "mine"):
+                    code = code if [entry.key for entry in api.list("t")] != ["mine"] else 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert [entry.key for entry in api.list("t")] == ["k"]
+
+
+# Watched
+
+
+async def test_a_watcher_gets_a_snapshot_and_then_every_change():
+    await api.aset("t", "a", {"n": 1})
+    seen = []
+    async with aclosing(api.watch("t")) as notices:
+        async for notice in notices:
+            seen.append(notice)
+            assert json.loads(notice.text)["_orama"] == f"ephemeral.{notice.kind}"
+            if len(seen) == 1:
+                await api.aset("t", "b", {"n": 2}, client="ann")
+                await api.aclear("t", "a")
+            if len(seen) == 3:
+                break
+    first, second, third = seen
+    assert (first.kind, [entry.key for entry in first.entries]) == ("snapshot", ["a"])
+    assert (second.kind, second.key, second.client_id, second.json()) == ("set", "b", "ann", {"n": 2})
+    assert (third.kind, third.key, third.reason) == ("clear", "a", "explicit")
+    assert current().idle
+
+
+async def test_a_slow_watcher_gets_the_newest_and_the_end_of_the_process_ends_it():
+    async with aclosing(api.watch("t")) as notices:
+        assert (await anext(notices)).entries == []
+        for n in range(50):
+            await api.aset("t", "k", f"{n}")
+        await asyncio.sleep(0)
+        await until(lambda: len(current().hub._feeds) == 1)
+        values = []
+        while not values or values[-1] != b"49":
+            values.append((await anext(notices)).payload)
+        assert len(values) <= 2
+        draining = asyncio.create_task(current().drain())
+        with pytest.raises(StopAsyncIteration):
+            await anext(notices)
+        await draining
+
+
+async def test_watching_what_cannot_be_watched_is_an_error_at_once():
+    with pytest.raises(NameRequired):
+        await anext(api.watch(""))
+    assert current().idle
+
+
+# Sent away
+
+
+class Chatty(EphemeralStateMixin, AsyncWebsocketConsumer):
+    async def connect(self):
+        await self.accept()
+        await self.ephemeral_set("t", "here", "x")
+        await self.send(self.channel_name)
+
+
+class SyncChatty(SyncEphemeralStateMixin, WebsocketConsumer):
+    def connect(self):
+        self.accept()
+        self.ephemeral_set("t", "here", "x")
+        self.send(self.channel_name)
+
+
+@pytest.mark.parametrize("consumer", [Chatty, SyncChatty])
+async def test_disconnecting_with_a_code_closes_the_socket(consumer):
+    communicator = WebsocketCommunicator(consumer.as_asgi(), "/")
+    await communicator.connect()
+    name = await communicator.receive_from()
+    await api.adisconnect(name)
+    assert await api.alist("t") == []
+    assert await communicator.receive_nothing(0.05)
+    await api.aset("t", "there", client=name)
+    await api.adisconnect(name, close=4001)
+    assert (await communicator.receive_output(5)) == {"type": "websocket.close", "code": 4001}
+    assert await api.alist("t") == []
+    await communicator.disconnect()
+
+
+@pytest.mark.parametrize("code", [0, 999, 1001, 2999, 5000])
+async def test_close_codes_that_are_not_the_applications_are_refused(code):
+    await api.aset("t", "k", client="ann")
+    with pytest.raises(ValueError, match="close code"):
+        await api.adisconnect("ann", close=code)
+    assert len(await api.alist("t")) == 1
+
+
+async def test_what_has_no_socket_is_cleared_all_the_same():
+    async with api.hold("t", "k") as held:
+        await api.adisconnect(held.client_id, close=4000)
+        assert await api.alist("t") == []
+
+
+# Transactions
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_waits_for_the_transaction_and_forgets_what_is_rolled_back():
+    api.set("t", "typing", ttl=60)
+    with suppress(ZeroDivisionError), transaction.atomic():
+        api.set("t", "k", on_commit=True)
+        api.clear("t", "typing", on_commit=True)
+        raise ZeroDivisionError
+    assert [entry.key for entry in api.list("t")] == ["typing"]
+    payload = {"n": 1}
+    with transaction.atomic():
+        User.objects.create(username="ann")
+        api.set("t", "k", payload, on_commit=True)
+        api.clear("t", "typing", on_commit="default")
+        payload["n"] = 2
+        assert [entry.key for entry in api.list("t")] == ["typing"]
+    assert [(entry.key, entry.json()) for entry in api.list("t")] == [("k", {"n": 1})]
+    api.clear("t", "k", on_commit=True)  # without a transaction: now
+    assert api.list("t") == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_on_commit_says_at_once_what_is_wrong_with_the_arguments():
+    with transaction.atomic():
+        for ask, arguments in ((api.set, ("t", "")), (api.clear, ("", "k")), (api.set, ("t", "k", object()))):
+            with pytest.raises(EphemeralStateError):
+                ask(*arguments, on_commit=True)

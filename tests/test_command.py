@@ -19,7 +19,7 @@ import pytest
 import redis
 from django.core.management import CommandError, call_command
 
-from ephemeral_state import api
+from ephemeral_state import api, background
 from ephemeral_state.management import terminal
 from ephemeral_state.management.checkup import KINDS
 from ephemeral_state.management.commands.ephemeral_state import Command
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _own_store(settings, monkeypatch):
     settings.EPHEMERAL_STATE = {}
-    monkeypatch.setattr(api, "_LINGER", 0.05)
+    monkeypatch.setattr(background, "_LINGER", 0.05)
 
 
 def called(*arguments):

@@ -29,7 +29,19 @@ from django.test import RequestFactory
 from django.urls import path
 from django.utils.module_loading import import_string
 
-from ephemeral_state import api, broadcast, conf, consumers, errors, policy, protocol, state, stores, testing
+from ephemeral_state import (
+    api,
+    background,
+    broadcast,
+    conf,
+    consumers,
+    errors,
+    policy,
+    protocol,
+    state,
+    stores,
+    testing,
+)
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
 
@@ -383,7 +395,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
 @pytest.fixture(autouse=True)
 def _own_store(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.EPHEMERAL_STATE = {}
-    monkeypatch.setattr(api, "_LINGER", 0.05)
+    monkeypatch.setattr(background, "_LINGER", 0.05)
 
 
 class User:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from django.core.signals import setting_changed
@@ -15,6 +16,7 @@ __all__ = ["Store", "get_store", "make_store"]
 
 _lock = threading.Lock()
 _stores: list[Store] = []
+_inherited: list[Store] = []
 
 
 def get_store() -> Store:
@@ -46,3 +48,16 @@ def _forget(*, setting: str, **_: object) -> None:
 
 
 setting_changed.connect(_forget, dispatch_uid="ephemeral_state.stores")
+
+
+def _after_fork() -> None:
+    # The child begins with a store of its own: locks may have been held in other threads. The parent's is kept, for
+    # collecting it would close, or talk on, sockets that the parent still uses.
+    global _lock
+    _lock = threading.Lock()
+    _inherited.extend(_stores)
+    _stores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

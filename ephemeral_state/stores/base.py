@@ -4,7 +4,7 @@
                sweep ──► the changes of what has expired, and when to come again
     nodes  ──► beat, bury, resign: who is alive, and the changes of clearing what a dead node's clients own
     topic  ──► snapshot, revisions: what is there now, and how to notice that something was missed
-    people ──► browse, count, nodes, homes
+    people ──► browse, count, counts, nodes, homes
 
 A new store needs nothing else. It never publishes and never looks at a channel layer: whoever calls
 `apply` or `sweep` publishes the changes. `tests/stores/` holds the contract that every store passes.
@@ -80,6 +80,11 @@ class Store(ABC):
     @abstractmethod
     async def count(self) -> int:
         """How many entries are stored, expired and unswept ones included."""
+
+    async def counts(self, topics: Sequence[Topic]) -> list[int]:
+        """How many entries of each topic are live. A store may count expired ones along that are not swept yet, in
+        topics of more than 1 000 entries."""
+        return [len((await self.snapshot(topic)).entries) for topic in topics]
 
     @abstractmethod
     async def browse(

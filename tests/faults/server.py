@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from tests.redis_server import wait_for
 
-__all__ = ["LAYERS", "Server", "Worker", "configuration"]
+__all__ = ["LAYERS", "CeleryWorker", "Gunicorn", "Server", "Worker", "configuration"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _HOST = "127.0.0.1"
@@ -168,3 +168,40 @@ class Worker(_Process):
         if not line:
             raise RuntimeError("the worker has ended")
         return json.loads(line)
+
+
+class Gunicorn(_Process):
+    """Serves `tests.faults.wsgi` in one process: Django as most projects run it."""
+
+    def __enter__(self) -> Self:
+        with socket.create_server((_HOST, 0)) as listening:
+            self.port = listening.getsockname()[1]
+            bind = f"fd://{listening.fileno()}"
+            command = ("-m", "gunicorn", "tests.faults.wsgi", "--no-control-socket", "--timeout=120")
+            self._start(
+                *command,
+                "--workers=1",
+                "--threads=4",
+                f"--bind={bind}",
+                pass_fds=[listening.fileno()],
+                stdout=self._log,
+            )
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"http://{_HOST}:{self.port}"
+
+    def prepare(self, *command: str) -> None:
+        """Run a command of `manage.py` with the same settings, before it is started."""
+        with self._start("-m", "django", *command, stdout=self._log) as process:
+            assert process.wait(60) == 0, self.log()
+
+
+class CeleryWorker(_Process):
+    """Carries out the tasks of `tests.faults.tasks` in a pool of forked processes."""
+
+    def __enter__(self) -> Self:
+        command = ("-m", "celery", "-A", "tests.faults.tasks", "worker", "--pool=prefork", "--concurrency=2")
+        self._start(*command, "--without-gossip", "--without-mingle", "--loglevel=warning", stdout=self._log)
+        return self

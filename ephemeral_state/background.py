@@ -1,0 +1,91 @@
+"""Where sync callers run what is asynchronous: in a loop that serves connections, or in a thread with its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from .errors import EphemeralStateError
+from .node import idle, serving_loop, wait_in
+from .stores import Store, get_store
+
+__all__ = ["wait"]
+
+T = TypeVar("T")
+
+_LINGER: Final = 5.0  # seconds that the loop of our own waits for another call
+
+
+def wait(start: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None = None) -> T:
+    """Run a coroutine and wait for it: in the given loop, or in one that serves connections, or in one of our own.
+
+    Raises `RuntimeError` where that would block an event loop.
+    """
+    loop = loop or serving_loop()
+    return _own.wait(start) if loop is None or loop is _own.loop else wait_in(loop, start)
+
+
+class _OwnLoop:
+    """An event loop in a thread, there while it is used: one set of connections for all calls, where a loop per
+    call would open one each time."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._last_call = 0.0
+        self._used: dict[Store, None] = {}
+
+    def wait(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with self._lock:
+            self._calls += 1
+            if self.loop is None:
+                self.loop = asyncio.new_event_loop()
+                self._used.clear()
+                threading.Thread(target=self._run, args=(self.loop,), name="ephemeral-state", daemon=True).start()
+            with suppress(EphemeralStateError):  # one that cannot be made: the call itself says so
+                self._used[get_store()] = None
+            loop = self.loop
+        try:
+            return wait_in(loop, start)
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._last_call = time.monotonic()
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(self._until_unused())
+        loop.close()
+
+    async def _until_unused(self) -> None:
+        while True:
+            await asyncio.sleep(_LINGER / 2)
+            with self._lock:
+                if self._calls == 0 and idle() and time.monotonic() - self._last_call >= _LINGER:
+                    self.loop = None
+                    used = [*self._used]
+                    break
+        for store in used:  # more than one, if the settings have changed
+            await store.close()
+
+
+_own = _OwnLoop()
+_inherited: list[_OwnLoop] = []
+
+
+def _after_fork() -> None:
+    # The child has a copy of the loop, without its thread, and maybe of a lock that nobody will release. Kept: to
+    # collect the loop would close, or talk on, sockets that the parent still uses.
+    global _own
+    _inherited.append(_own)
+    _own = _OwnLoop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

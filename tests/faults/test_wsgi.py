@@ -1,0 +1,98 @@
+"""A project under WSGI, in a real gunicorn: it shares Redis with those who hold the sockets, and keeps no loop busy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.waiting import until
+
+from .cluster import Cluster, cluster
+from .server import Gunicorn
+
+pytestmark = [pytest.mark.redis, pytest.mark.faults]
+
+
+@asynccontextmanager
+async def served(redis_url: str, folder: Path) -> AsyncIterator[tuple[Cluster, httpx.AsyncClient]]:
+    """A cluster, and a gunicorn that is part of it, with a database of its own."""
+    async with cluster(redis_url) as here:
+        database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}
+        ours = {"DATABASES": {"default": database}, "ROOT_URLCONF": "tests.faults.wsgi"}
+        process = Gunicorn({**here.settings, **ours})
+        process.prepare("migrate", "--verbosity=0")
+        here.stack.enter_context(process)
+        async with httpx.AsyncClient(base_url=process.url, timeout=120, trust_env=False) as client:
+            yield here, client
+
+
+async def listen(url: str, frames: list[dict[str, str]]) -> None:
+    async with connect(url, proxy=None) as socket:
+        await socket.send(json.dumps({"_orama": "ephemeral.subscribe", "topic": "room"}))
+        async for text in socket:
+            frames.append(json.loads(text))
+
+
+async def test_10_000_sets_in_views_leave_no_connection_thread_or_loop_behind(redis_server, tmp_path):
+    async with served(redis_server.url, tmp_path) as (_, client):
+
+        def connections() -> int:
+            return len(redis_server.command("CLIENT", "LIST").splitlines())
+
+        async def many(number: int) -> dict[str, int]:
+            return (await client.get(f"/many/{number}/")).json()
+
+        alone = connections()
+        first = await many(10)
+        used = connections()
+        assert used > alone
+        together = [many(2500) for _ in range(4)]  # as many as gunicorn has threads
+        await asyncio.gather(*together)
+        last = await many(10)
+        assert last["loops"] == first["loops"] == 1
+        # gunicorn's threads come as they are needed, and nothing of ours with them.
+        assert last["threads"] <= first["threads"] + 3
+        assert last["files"] <= first["files"] + 3
+        assert connections() <= used + 3
+        seen = last
+
+        async def ended() -> None:
+            nonlocal seen
+            while seen["loops"]:
+                await asyncio.sleep(0.5)
+                seen = (await client.get("/counts/")).json()
+
+        await asyncio.wait_for(ended(), 30)
+        await until(lambda: connections() <= alone)
+
+
+async def test_what_a_view_says_on_commit_arrives_in_order_or_not_at_all(redis_url, tmp_path):
+    async with served(redis_url, tmp_path) as (here, client):
+        heard: list[list[dict[str, str]]] = [[] for _ in range(6)]
+        urls = [here.start(server).url for server in ("uvicorn", "daphne")]
+        listening = [asyncio.create_task(listen(urls[n % 2], frames)) for n, frames in enumerate(heard)]
+        await until(lambda: all(heard), 30)
+        for frames in heard:
+            frames.clear()
+        typist = await here.connect(here.start())
+        for n in range(20):
+            assert await typist.do(["set", "room", "typing", f"x {n}", 60]) == {}
+            for text in (f"no{n}", f"yes{n}"):
+                answer = (await client.get(f"/say/{text}/")).json()
+                # Nothing was told or stored before the transaction ended.
+                assert answer == {"before": 1 + n, "committed": text.startswith("yes")}
+        expected = [
+            kind for n in range(20) for kind in (("set", "typing"), ("set", f"message:yes{n}"), ("clear", "typing"))
+        ]
+        await until(lambda: all(len(frames) == len(expected) for frames in heard), 10)
+        for frames in heard:
+            assert [(frame["_orama"].removeprefix("ephemeral."), frame["key"]) for frame in frames] == expected
+        for task in listening:
+            task.cancel()
