@@ -47,7 +47,9 @@ class _OwnLoop:
             if self.loop is None:
                 self.loop = asyncio.new_event_loop()
                 self._used.clear()
-                threading.Thread(target=self._run, args=(self.loop,), name="ephemeral-state", daemon=True).start()
+                threading.Thread(
+                    target=self._run, args=(self.loop, _LINGER), name="ephemeral-state", daemon=True
+                ).start()
             with suppress(EphemeralStateError):  # one that cannot be made: the call itself says so
                 self._used[get_store()] = None
             loop = self.loop
@@ -58,16 +60,16 @@ class _OwnLoop:
                 self._calls -= 1
                 self._last_call = time.monotonic()
 
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop, linger: float) -> None:
         asyncio.set_event_loop(loop)
-        loop.run_until_complete(self._until_unused())
+        loop.run_until_complete(self._until_unused(linger))
         loop.close()
 
-    async def _until_unused(self) -> None:
+    async def _until_unused(self, linger: float) -> None:
         while True:
-            await asyncio.sleep(_LINGER / 2)
+            await asyncio.sleep(linger / 2)
             with self._lock:
-                if self._calls == 0 and idle() and time.monotonic() - self._last_call >= _LINGER:
+                if self._calls == 0 and idle() and time.monotonic() - self._last_call >= linger:
                     self.loop = None
                     used = [*self._used]
                     break

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -607,6 +608,8 @@ async def test_views(load: Any):
     request = RequestFactory().get("/")
     assert json.loads((await in_thread(views.viewers, request, 5)).content) == {"viewers": 1}
     assert json.loads((await views.viewers_async(request, 5)).content) == {"viewers": 1}
+    request = RequestFactory().get("/?pk=5&pk=6")
+    assert json.loads((await in_thread(views.all_viewers, request)).content) == {"product:5": 1, "product:6": 0}
 
 
 async def test_commands_and_tasks(load: Any, monkeypatch: pytest.MonkeyPatch):
@@ -628,7 +631,60 @@ async def test_commands_and_tasks(load: Any, monkeypatch: pytest.MonkeyPatch):
         await staff.read_until(_orama="ephemeral.clear", key="reindex")
         await in_thread(export, 1)
         await staff.read_until(_orama="ephemeral.set", key="export")
-        await staff.read_until(_orama="ephemeral.clear", key="export")
+        await staff.read_until(_orama="ephemeral.clear", key="export", reason="disconnect")
+
+
+async def test_the_end_of_a_transaction(load: Any, monkeypatch: pytest.MonkeyPatch):
+    saved = []
+
+    class Objects:
+        def create(self, **fields: Any) -> Any:
+            saved.append(fields)
+            return types.SimpleNamespace(pk=len(saved), **fields)
+
+    models = types.ModuleType("chat.models")
+    models.Message = types.SimpleNamespace(objects=Objects())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "chat.models", models)
+    monkeypatch.setattr("django.db.transaction.atomic", lambda view: view)
+    monkeypatch.setattr("django.db.transaction.on_commit", lambda act, **_: act())
+    post = load("howto.md", "chat.saving").post
+    request = RequestFactory().post("/", {"text": "hello"})
+    request.user = ZOE  # type: ignore[assignment]
+    async with aclosing(api.watch("room:5")) as notices:
+        await anext(notices)
+        await api.aset("room:5", "typing:1")
+        assert (await anext(notices)).key == "typing:1"
+        await in_thread(post, request, 5)
+        async with asyncio.timeout(10):
+            told = [(notice.kind, notice.key) for notice in [await anext(notices) for _ in range(2)]]
+        assert told == [("set", "message:1"), ("clear", "typing:1")]
+
+
+async def test_server_sent_events(load: Any):
+    view = load("howto.md", "shop.stream").stream
+    response = await view(RequestFactory().get("/"), 5)
+    assert response["Content-Type"] == "text/event-stream"
+    events = aiter(response)
+    assert json.loads((await anext(events)).decode().removeprefix("data: "))["entries"] == []
+    await api.aset("product:5", "a")
+    event = (await anext(events)).decode()
+    assert event.endswith("\n\n")
+    assert json.loads(event.removeprefix("data: "))["key"] == "a"
+    await events.aclose()
+
+
+async def test_sending_somebody_away(load: Any):
+    ban = load("howto.md", "shop.ban").ban
+    online = load("howto.md", "chat.online").OnlineConsumer.as_asgi()
+    async with Browser(online, BOB) as bob:
+        zoe = Browser(online, ZOE)
+        assert (await zoe.socket.connect(timeout=10))[0]
+        await in_thread(ban, 1)
+        await bob.read_until(_orama="ephemeral.clear", reason="disconnect")
+        while (output := await zoe.socket.receive_output(10))["type"] != "websocket.close":
+            pass
+        assert output["code"] == 4003
+        await zoe.socket.disconnect()
 
 
 async def test_a_group_handler(load: Any):
