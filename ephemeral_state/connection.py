@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +26,10 @@ _PLAIN: Final = Flow()
 class Connection:
     """Belongs to one event loop. `client_id` is the consumer's channel name and owns what is set here."""
 
-    def __init__(self, client_id: str, node: Node, delivery: Delivery) -> None:
+    def __init__(
+        self, client_id: str, node: Node, delivery: Delivery, about: Mapping[str, object] | None = None
+    ) -> None:
+        """`about`: what people may want to know of it, beside the time it began."""
         self.client_id = client_id
         self._node = node
         self._delivery = delivery
@@ -32,6 +37,7 @@ class Connection:
         self._subscribing = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
         node.join(self)
+        node.journal.came(client_id, json.dumps({"since": round(time.time(), 3), **(about or {})}))
 
     @property
     def ended(self) -> bool:
@@ -112,6 +118,7 @@ class Connection:
         try:
             await _drop(self._node, self.client_id, abnormal)
         finally:
+            self._node.journal.went(self.client_id)
             await self._node.leave(self)
 
 

@@ -64,6 +64,7 @@ class _Base(AsyncConsumer):
             client_id=lambda: getattr(self, "channel_name", None),
             dispatched=self._overrides("ephemeral_event", "ephemeral_snapshot"),
             ping_interval=self.ephemeral_ping_interval,
+            about=lambda: _about(scope),
         )
         try:
             # Any: what servers send and take is typed by the ASGI type stubs, and ours passes through unread.
@@ -336,6 +337,15 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         await require(self._policy.can_set, self.scope, *topic, command.key)
         await connection.write(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
         return encode_ok(command.ref)
+
+
+def _about(scope: Any) -> dict[str, object]:
+    """Who it is, for the admin; nobody, if the database would have to be asked for it."""
+    try:
+        user = scope["user"]
+        return {"user": user.get_username(), "user_id": str(user.pk)} if user.is_authenticated else {}
+    except Exception:
+        return {}
 
 
 def _frame(text: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -46,14 +46,16 @@ class Lifecycle:
         client_id: Callable[[], str | None],
         dispatched: bool,
         ping_interval: float = 0,
+        about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """`client_id` tells the consumer's channel name, once it has one. `dispatched`: the consumer wants to
         handle events itself, as messages out of `receive`. `ping_interval`: seconds of silence after which the client
-        is asked whether it is there; 0: it is not asked."""
+        is asked whether it is there; 0: it is not asked. `about` tells what people may want to know of it."""
         self.loop = asyncio.get_running_loop()
         self._receive = receive
         self._send = send
         self._client_id = client_id
+        self._about = about
         self._accepted = False
         self._over = False
         self._connection: Connection | None = None
@@ -77,7 +79,7 @@ class Lifecycle:
             if client_id is None:
                 raise NotConfigured("the consumer has no channel name: its channel layer is not in CHANNEL_LAYERS")
             delivery: Delivery = Direct(self._send, self._peer_gone) if self._dispatched is None else self._dispatched
-            self._connection = Connection(client_id, current(), delivery)
+            self._connection = Connection(client_id, current(), delivery, self._about())
             if self._over:
                 self._connection.end(abnormal=True)
         return self._connection

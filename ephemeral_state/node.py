@@ -22,6 +22,7 @@ from .broadcast import find_layer
 from .conf import Settings, get_settings
 from .errors import StoreUnavailable
 from .hub import Hub
+from .journal import Journal
 from .lease import Lease
 from .protocol import Event
 from .shutdown import before_reactor_stops
@@ -117,12 +118,13 @@ class Node:
         self._owed: dict[Write, None] = {}
         self._paying: asyncio.Task[None] | None = None
         self._store_trouble = Trouble("the store")
-        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out)
+        self.journal = Journal(store, self.id)
+        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self.journal.note)
 
     @property
     def idle(self) -> bool:
         """No connection, and nothing on its way."""
-        return not self._members and not self._writer.busy and self._paying is None
+        return not self._members and not self._writer.busy and self._paying is None and not self.journal.busy
 
     def join(self, member: Member) -> None:
         """A connection is here."""
@@ -130,6 +132,7 @@ class Node:
         if len(self._members) == 1:
             before_reactor_stops(drain)
             self._sweep_in(0)
+            self.journal.start()
             if self.store.shared:
                 self._lease = self._new_lease()
                 self._lease.start()
@@ -140,6 +143,9 @@ class Node:
         if ending:
             await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
             await self._writer.published()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.shutdown_timeout):
+                await self.journal.said()
 
     async def leave(self, member: Member) -> None:
         """A connection is gone; with the last one, everything of this node ends."""
@@ -155,6 +161,8 @@ class Node:
             await self._sweeping
         await self._writer.published()
         await hub.stop()
+        if not self._members:
+            await self.journal.stop()
         if lease is not None:
             # Not if somebody has joined meanwhile: the new lease has the same name.
             await lease.stop(resign=not self._owed and self._lease is None)
@@ -178,6 +186,7 @@ class Node:
             raise outcome.error
         if not self._members:
             await self._writer.published()
+            await self.journal.report_if_due()
         return outcome
 
     async def finish(self, write: Clear | Drop) -> None:
@@ -271,6 +280,7 @@ class Node:
         self._sweep_in(0)  # what has a grace has a deadline now
 
     def _restore_soon(self) -> None:
+        self.journal.again()
         if self._restoring is None and self._belongings:
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
 

@@ -36,13 +36,16 @@ class Writer:
         layer: BaseChannelLayer,
         trouble: Trouble,
         carried_out: Callable[[Sequence[Write], Sequence[Outcome]], None],
+        told: Callable[[Sequence[Change]], None],
     ) -> None:
-        """`carried_out` is called after each batch that the store has answered, before anybody else hears of it."""
+        """`carried_out` is called after each batch that the store has answered, before anybody else hears of it;
+        `told` with all changes, in their order."""
         self._store = store
         self._layer = layer
         self._store_trouble = trouble
         self._layer_trouble = Trouble("publishing")
         self._carried_out = carried_out
+        self._told = told
         self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -88,6 +91,7 @@ class Writer:
             while self._untold or self._awaiting:
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
+                self._told(changes)
                 failures = await publish(self._layer, changes)
                 if failures:
                     self._layer_trouble.met(failures[0])

@@ -24,7 +24,9 @@ from ephemeral_state.errors import (
     NotConfigured,
 )
 from ephemeral_state.node import current, serving_loop
+from ephemeral_state.signals import entry_cleared, entry_set
 from ephemeral_state.state import UNTIL_DISCONNECT, Topic
+from ephemeral_state.stores import get_store
 
 from .waiting import until
 
@@ -239,7 +241,7 @@ async def test_many_topics_are_listed_and_counted_in_one_call():
 def test_sync_code_counts_and_lists_too_and_one_topic_is_not_many():
     api.set("t", "k")
     assert api.count({"t"}) == {"t": 1}
-    assert api.list_many(["t"]) == {"t": api.list("t")}
+    assert [entry.key for entry in api.list_many(["t"])["t"]] == ["k"]
     for ask in (api.count, api.list_many):
         with pytest.raises(TypeError, match="give them as a list"):
             ask("topic")
@@ -459,3 +461,56 @@ def test_on_commit_says_at_once_what_is_wrong_with_the_arguments():
         for ask, arguments in ((api.set, ("t", "")), (api.clear, ("", "k")), (api.set, ("t", "k", object()))):
             with pytest.raises(EphemeralStateError):
                 ask(*arguments, on_commit=True)
+
+
+# Signals
+
+
+async def test_signals_are_sent_once_for_each_change_in_order_and_a_receiver_may_use_the_api():
+    heard = []
+
+    def on_set(topic, key, client_id, payload, **_):
+        heard.append(("set", topic, key, client_id, payload))
+        raise ZeroDivisionError  # is logged, and harms nobody
+
+    def on_cleared(topic, key, client_id, reason, **_):
+        api.set("last seen", client_id, reason)
+        heard.append((reason, topic, key, client_id))
+
+    entry_set.connect(on_set)
+    entry_cleared.connect(on_cleared)
+    try:
+        client = Client("ann")
+        await client.connection.set(Topic("", "t"), "k", "v")
+        await client.connection.end(abnormal=True)
+        await until(lambda: len(heard) == 3 and current().idle)
+    finally:
+        entry_set.disconnect(on_set)
+        entry_cleared.disconnect(on_cleared)
+    assert heard[:2] == [("set", "t", "k", "ann", b"v"), ("disconnect", "t", "k", "ann")]
+    assert heard[2][1:3] == ("last seen", "ann")
+
+
+# What people may want to know
+
+
+async def test_the_journal_knows_who_is_here_and_what_has_happened():
+    store = get_store()
+    client = Client("ann")
+    await client.connection.set(Topic("n", "t"), "k", "1")
+    await client.connection.set(Topic("n", "t"), "k", "2")
+    await api.aset("t", "k", namespace="n")
+    await current().journal.stop()
+    current().journal.start()
+    owner = (await store.owners(["ann", "bob"]))["ann"]
+    assert owner.node == current().id
+    assert json.loads(owner.about)["since"] > 0
+    history = await store.history(Topic("n", "t"), "k")
+    assert [each.client[:4] for each in history.transitions] == ["api:", "ann"]
+    assert history.minutes[-1]["set"] + history.minutes[-2].get("set", 0) == 3
+    await client.connection.set(Topic("n", "t"), "other")
+    await client.connection.end(abnormal=False)
+    assert await store.owners(["ann"]) == {}
+    (last, *_) = (await store.history()).transitions
+    assert (last.key, last.client, last.reason) == ("other", "ann", "disconnect")
+    assert (await store.history(Topic("", "t"), "k")).transitions == []

@@ -39,6 +39,7 @@ from ephemeral_state import (
     errors,
     policy,
     protocol,
+    signals,
     state,
     stores,
     testing,
@@ -47,6 +48,7 @@ from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
 
 from .redis_server import shared_url, unique_prefix
+from .waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -146,6 +148,7 @@ def test_the_settings_shown_are_accepted():
         ("Consumers", [consumers]),
         ("Policies", [policy]),
         ("Errors", [errors]),
+        ("Signals", [signals]),
         ("Tests", [testing]),
     ],
 )
@@ -671,6 +674,29 @@ async def test_server_sent_events(load: Any):
     assert event.endswith("\n\n")
     assert json.loads(event.removeprefix("data: "))["key"] == "a"
     await events.aclose()
+
+
+async def test_last_seen(load: Any, monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+
+    class Objects:
+        def filter(self, user_id: str) -> Objects:
+            seen.append(user_id)
+            return self
+
+        def update(self, **_: Any) -> None:
+            pass
+
+    models = types.ModuleType("chat.models")
+    models.Profile = types.SimpleNamespace(objects=Objects())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "chat.models", models)
+    receiver = load("howto.md", "chat.receivers").remember
+    try:
+        async with api.hold("room:1", "here:7:x"), api.hold("room:1", "typing:7:x"):
+            pass
+        await until(lambda: seen == ["7"])
+    finally:
+        signals.entry_cleared.disconnect(receiver)
 
 
 async def test_sending_somebody_away(load: Any):

@@ -4,7 +4,7 @@
                sweep ──► the changes of what has expired, and when to come again
     nodes  ──► beat, bury, resign: who is alive, and the changes of clearing what a dead node's clients own
     topic  ──► snapshot, revisions: what is there now, and how to notice that something was missed
-    people ──► browse, count, counts, nodes, homes
+    people ──► browse, count, counts, topics, nodes, homes, owners, report, history
 
 A new store needs nothing else. It never publishes and never looks at a channel layer: whoever calls
 `apply` or `sweep` publishes the changes. `tests/stores/` holds the contract that every store passes.
@@ -14,11 +14,57 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
-from ..state import Change, Limits, Outcome, Page, Peer, Revision, Roll, Snapshot, Sweep, Topic, Write
+from ..state import Change, Limits, Outcome, Page, Peer, Reason, Revision, Roll, Snapshot, Sweep, Topic, Write
 
-__all__ = ["NodeStatus", "Store"]
+__all__ = ["History", "NodeStatus", "Owner", "Report", "Store", "Transition"]
+
+KINDS = ("set", "explicit", "disconnect", "expired")
+"""What is counted: sets, and clears by reason."""
+MINUTES = 60
+KEPT_TRANSITIONS = 1000
+
+
+class Transition(NamedTuple):
+    """A key was set by an owner who had not set it before, or cleared."""
+
+    age_ms: float
+    topic: Topic
+    key: str
+    client: str
+    reason: Reason | None
+    """`None`: it was set."""
+    node: str
+    """Who carried it out."""
+
+
+class Report(NamedTuple):
+    """What a node says from time to time, for people: counts by kind, transitions, and its clients as JSON."""
+
+    node: str
+    counts: Mapping[str, int]
+    transitions: Sequence[Transition] = ()
+    came: Mapping[str, str] = MappingProxyType({})
+    gone: Sequence[str] = ()
+
+
+class History(NamedTuple):
+    """What all nodes have reported."""
+
+    minutes: Sequence[Mapping[str, int]]
+    """Counts by kind of each of the last minutes, the oldest first; the last one has only begun."""
+    transitions: Sequence[Transition]
+    """The latest, the last one first."""
+
+
+class Owner(NamedTuple):
+    """Where a client is at home, and what is known of it."""
+
+    node: str
+    about: str
+    """JSON; empty if nothing is known."""
 
 
 class NodeStatus(NamedTuple):
@@ -127,6 +173,21 @@ class Store(ABC):
     async def homes(self, clients: Sequence[str]) -> Mapping[str, str]:
         """The node that holds the connection of each of these clients, as far as it is known."""
         return {}
+
+    async def owners(self, clients: Sequence[str]) -> Mapping[str, Owner]:
+        """Of those clients of which anything is known."""
+        return {}
+
+    async def topics(self, *, cursor: str = "", limit: int = 1000) -> tuple[Sequence[tuple[Topic, int]], str]:
+        """Topics and how many entries they have, not yet swept ones included, and the cursor for more."""
+        return (), ""
+
+    async def report(self, report: Report) -> None:  # noqa: B027 - for people only
+        """Add to what `history` and `owners` tell."""
+
+    async def history(self, topic: Topic | None = None, key: str = "") -> History:
+        """Of all entries, or the transitions of one of them."""
+        return History([{}] * MINUTES, ())
 
     async def close(self) -> None:  # noqa: B027 - most stores hold nothing that needs it
         """Let go of connections that belong to the running event loop."""

@@ -10,7 +10,8 @@ import heapq
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from ..errors import EphemeralStateError, TooManyKeys
@@ -31,7 +32,7 @@ from ..state import (
     Topic,
     Write,
 )
-from .base import Store
+from .base import KEPT_TRANSITIONS, MINUTES, History, Owner, Report, Store, Transition
 
 __all__ = ["MemoryStore"]
 
@@ -39,6 +40,7 @@ __all__ = ["MemoryStore"]
 # would cost O(log stored) and keep a dead item for every set that was replaced before it ran out.
 _SLICE_BITS = 24
 _MS = 1_000_000
+_MINUTE = 60_000 * _MS
 
 
 class MemoryStore(Store):
@@ -55,6 +57,9 @@ class MemoryStore(Store):
         self._slice_heap: list[int] = []  # every id in _slices, and perhaps some that are gone
         self._count = 0
         self._last_epoch = 0
+        self._minutes: dict[int, Counter[str]] = {}
+        self._recent: deque[tuple[int, Transition]] = deque(maxlen=KEPT_TRANSITIONS)
+        self._owners: dict[str, Owner] = {}
 
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
         with self._lock:
@@ -122,6 +127,46 @@ class MemoryStore(Store):
                         return Page(entries, _encode_cursor(entries[-1]))
                     entries.append(record.entry(now))
         return Page(entries, "")
+
+    async def counts(self, topics: Sequence[Topic]) -> list[int]:
+        with self._lock:
+            now = self._clock()
+            states = [self._topics.get(topic) for topic in topics]
+            return [
+                sum(1 for r in state.records.values() if r.deadline is None or now < r.deadline) if state else 0
+                for state in states
+            ]
+
+    async def owners(self, clients: Sequence[str]) -> Mapping[str, Owner]:
+        with self._lock:
+            return {client: self._owners[client] for client in clients if client in self._owners}
+
+    async def topics(self, *, cursor: str = "", limit: int = 1000) -> tuple[Sequence[tuple[Topic, int]], str]:
+        with self._lock:
+            return [(topic, len(self._topics[topic].records)) for topic in sorted(self._topics)], ""
+
+    async def report(self, report: Report) -> None:
+        with self._lock:
+            now = self._clock()
+            minute = now // _MINUTE
+            for old in [each for each in self._minutes if each <= minute - MINUTES]:
+                del self._minutes[old]
+            self._minutes.setdefault(minute, Counter()).update(report.counts)
+            self._recent.extendleft((now - int(each.age_ms * _MS), each) for each in report.transitions)
+            for client in report.gone:
+                self._owners.pop(client, None)
+            self._owners.update((client, Owner(report.node, about)) for client, about in report.came.items())
+
+    async def history(self, topic: Topic | None = None, key: str = "") -> History:
+        with self._lock:
+            now = self._clock()
+            minutes = [dict(self._minutes.get(now // _MINUTE - age, ())) for age in reversed(range(MINUTES))]
+            wanted = [
+                each._replace(age_ms=(now - at) / _MS)
+                for at, each in self._recent
+                if topic is None or (each.topic, each.key) == (topic, key)
+            ]
+        return History(minutes, wanted[:30])
 
     def _outcome(self, write: Write, now: int) -> Outcome:
         try:

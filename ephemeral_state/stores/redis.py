@@ -36,7 +36,7 @@ from ..state import (
     Write,
 )
 from . import redis_wire as wire
-from .base import NodeStatus, Store
+from .base import KEPT_TRANSITIONS, MINUTES, History, NodeStatus, Owner, Report, Store
 from .redis_client import Connection, Script, reaching, read_hosts
 
 __all__ = ["RedisStore"]
@@ -46,6 +46,8 @@ _KEY_TTL_MS = 24 * _HOUR_MS
 _EMPTY_TOPIC_TTL_MS = _HOUR_MS
 _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' time
 _BROWSE_BUDGET = 5000  # and by one call
+_TOPICS_STEP = 200  # topics counted by one script
+_HISTORY_LENGTH = 30  # transitions for people to read
 _PAYLOAD_STEP = 100  # payloads read by one script
 _BURY_STEP = 200  # entries looked at by one script, and those of one client more
 _SWEEP_RETRY_MS = 1000  # when to sweep again for a partition that did not answer
@@ -281,6 +283,37 @@ class RedisStore(Store):
             found |= {client: home.decode() for client, home in zip(clients, homes, strict=True) if home}
         return found
 
+    async def owners(self, clients: Sequence[str]) -> Mapping[str, Owner]:
+        homes = await self.homes(clients)
+        if not homes:
+            return {}
+        names = wire.pack_names(wire.encoded(name) for client, node in homes.items() for name in (node, client))
+        abouts = wire.read_sizeds(await self._run(_WHO, 0, self._until(), names))
+        return {
+            client: Owner(node, about.decode(errors="replace"))
+            for (client, node), about in zip(homes.items(), abouts, strict=True)
+        }
+
+    async def topics(self, *, cursor: str = "", limit: int = 1000) -> tuple[Sequence[tuple[Topic, int]], str]:
+        until = self._until()
+        number, start = wire.read_cursor(cursor, len(self._roots)) if cursor else (0, b"-")
+        found: list[tuple[Topic, int]] = []
+        while number < len(self._roots) and len(found) < limit:
+            step = min(_TOPICS_STEP, limit - len(found))
+            some, past = wire.read_topics(await self._run(_TOPICS, number, until, start, step))
+            found += some
+            number, start = (number, past) if len(some) == step else (number + 1, b"-")
+        return found, wire.pack_cursor(number, start) if number < len(self._roots) else ""
+
+    async def report(self, report: Report) -> None:
+        packed = wire.pack_report(report)
+        await self._run(_REPORT, 0, self._until(), report.node.encode(), *packed, self._ttls[0], KEPT_TRANSITIONS)
+
+    async def history(self, topic: Topic | None = None, key: str = "") -> History:
+        start = b"" if topic is None else wire.pack_names((wire.topic_id(topic), wire.encoded(key)))
+        data = await self._run(_HISTORY, 0, self._until(), MINUTES, start, _HISTORY_LENGTH)
+        return wire.read_history(data, MINUTES)
+
     @property
     def roots(self) -> Sequence[bytes]:
         """What the names of all keys of each partition begin with."""
@@ -488,11 +521,15 @@ _BROWSE = Script("browse")
 _BURY = Script("bury")
 _COUNT = Script("count")
 _COUNTS = Script("counts")
+_HISTORY = Script("history")
 _HOMES = Script("homes")
 _NODES = Script("nodes")
 _OWNED = Script("owned")
 _PAYLOADS = Script("payloads")
+_REPORT = Script("report")
 _RESIGN = Script("resign")
 _REVISIONS = Script("revisions")
 _SNAPSHOT = Script("snapshot")
 _SWEEP = Script("sweep")
+_TOPICS = Script("topics")
+_WHO = Script("who")

@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import StoreUnavailable, TooManyKeys
 from ..state import (
@@ -32,7 +32,7 @@ from ..state import (
     Topic,
     Write,
 )
-from .base import NodeStatus
+from .base import KINDS, History, NodeStatus, Report, Transition
 
 __all__ = [
     "ALL",
@@ -41,11 +41,13 @@ __all__ = [
     "entry_range",
     "pack_cursor",
     "pack_names",
+    "pack_report",
     "pack_writes",
     "read_buried",
     "read_claim",
     "read_cursor",
     "read_entry",
+    "read_history",
     "read_nodes",
     "read_numbers",
     "read_outcomes",
@@ -56,6 +58,7 @@ __all__ = [
     "read_sizeds",
     "read_snapshot",
     "read_sweep",
+    "read_topics",
     "topic_id",
 ]
 
@@ -220,6 +223,48 @@ def read_repairs(data: bytes, count: int) -> tuple[Sequence[int], list[Change]]:
 
 def read_numbers(data: bytes) -> list[int]:
     return [number for (number,) in _SIZE.iter_unpack(data)]
+
+
+def read_topics(data: bytes) -> tuple[list[tuple[Topic, int]], bytes]:
+    """Topics with their sizes, and where the next one begins."""
+    found: list[tuple[Topic, int]] = []
+    at, topic = 0, b""
+    while at < len(data):
+        topic, at = _sized(data, at)
+        (count,) = _SIZE.unpack_from(data, at)
+        at += 4
+        found.append((read_entry(topic)[0], count))
+    return found, b"[" + topic[:-1] + b"\1"
+
+
+def pack_report(report: Report) -> tuple[bytes, bytes, bytes, bytes]:
+    counts = (part.encode() for kind, number in report.counts.items() for part in (kind, str(number)))
+    transitions: list[bytes] = []
+    for age_ms, topic, key, client, reason, node in report.transitions:
+        what = (topic_id(topic), encoded(key), encoded(client), (reason or "").encode(), encoded(node))
+        transitions += (b"%d" % age_ms, pack_names(what))
+    came = (encoded(part) for each in report.came.items() for part in each)
+    return (
+        pack_names(counts),
+        pack_names(transitions),
+        pack_names(came),
+        pack_names(encoded(client) for client in report.gone),
+    )
+
+
+def read_history(data: bytes, minutes: int) -> History:
+    width = len(KINDS)
+    numbers = struct.unpack_from(f">{minutes * width}I", data)
+    rows = [dict(zip(KINDS, numbers[n * width : (n + 1) * width], strict=True)) for n in range(minutes)]
+    transitions: list[Transition] = []
+    at = minutes * width * 4
+    while at < len(data):
+        (age_ms,) = _NUMBER.unpack_from(data, at)
+        what, at = _sized(data, at + 8)
+        topic, key, client, reason, node = read_sizeds(what)
+        why: Any = reason.decode() or None
+        transitions.append(Transition(age_ms, read_entry(topic)[0], key.decode(), client.decode(), why, node.decode()))
+    return History(rows, transitions)
 
 
 class Row(NamedTuple):

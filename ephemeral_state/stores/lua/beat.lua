@@ -12,7 +12,7 @@ keep_generation(ARGV[5])
 local held = redis.call('ZSCORE', LEASES, ARGV[2])
 redis.call('ZADD', LEASES, now + tonumber(ARGV[3]) * 1000, ARGV[2])
 redis.call('HSET', NODES, ARGV[2], ARGV[4])
-for _, key in ipairs({LEASES, NODES, node_key(ARGV[2]), HOMES}) do
+for _, key in ipairs({LEASES, NODES, node_key(ARGV[2]), who_key(ARGV[2]), HOMES}) do
   redis.call('PEXPIRE', key, ARGV[5])
 end
 

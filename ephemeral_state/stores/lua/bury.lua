@@ -24,6 +24,9 @@ if ARGV[3] == 'claim' then
 end
 if ARGV[3] == 'done' then
   redis.call('ZREM', DYING, ARGV[2])
+  if not redis.call('ZSCORE', LEASES, ARGV[2]) then
+    redis.call('DEL', who_key(ARGV[2]))
+  end
   return ''
 end
 local limit = tonumber(ARGV[5])

@@ -13,8 +13,11 @@
 --   root:node:N     zset    the clients at home at node N, by when they were last written for, in µs
 --   root:buried:N   hash    entry -> the client that owned it when node N was buried, for an hour
 --   root:generation string  when this life of the partition began, in µs: another one after it has lost everything
---   root:leases     zset    node by the end of its lease in µs        (this and the next two: in partition 0 only)
+--   root:leases     zset    node by the end of its lease in µs        (this and all below: in partition 0 only)
 --   root:nodes      hash    node -> what people may want to know of it
+--   root:who:N      hash    client -> what people may want to know of it, of those whose connection node N holds
+--   root:minute:M   hash    what was counted in the minute M since 1970: set, explicit, disconnect, expired
+--   root:recent     list    the latest transitions, the last one first
 --   root:dying      zset    node whose lease was taken away, and whose clients are being cleared
 --
 -- A stamp is the epoch and revision of the set that made its owner the owner. The grace is in ms; -1: the owner is
@@ -46,6 +49,16 @@ end
 
 local function buried_key(node)
   return root .. ':buried:' .. node
+end
+
+local RECENT = root .. ':recent'
+
+local function who_key(node)
+  return root .. ':who:' .. node
+end
+
+local function minute_key(minute)
+  return root .. ':minute:' .. string.format('%.0f', minute)
 end
 
 local function now_us()

@@ -63,10 +63,10 @@ end
 
 local EXACT = {
   deadlines = 'zset', index = 'zset', homes = 'hash', generation = 'string', leases = 'zset', nodes = 'hash',
-  dying = 'zset',
+  dying = 'zset', recent = 'list',
 }
 
-local TYPES = {topic = 'hash', client = 'set', node = 'zset', buried = 'hash'}
+local TYPES = {topic = 'hash', client = 'set', node = 'zset', buried = 'hash', who = 'hash', minute = 'hash'}
 
 local function is_topic(topic)
   local _, namespace_end = string.find(topic, '\0\0', 1, true)

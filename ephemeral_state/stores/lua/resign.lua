@@ -7,4 +7,5 @@
 
 redis.call('ZREM', LEASES, ARGV[2])
 redis.call('HDEL', NODES, ARGV[2])
+redis.call('DEL', who_key(ARGV[2]))
 return ''
