@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Container, Generator, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Sequence
+from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 
 from .outbox import Outbox
@@ -135,6 +136,8 @@ class Direct:
 
     def hear(self, news: News) -> None:
         events = news.events
+        if not events:
+            return
         if self._sending is None and not self._closed:
             if news.topic in self._batched:
                 self._push(news.frame())
@@ -161,8 +164,11 @@ class Direct:
     def _push(self, text: str) -> bool:
         """True if the socket took it and is ready for more."""
         try:
-            steps = self._send_text(text).__await__()
-            waits_for = self._context.run(next, steps)
+            steps: Any = self._send({"type": "websocket.send", "text": text})
+            if type(steps) is not CoroutineType:
+                # What granian's send returns can be awaited, but not stepped.
+                steps = _awaited(steps)
+            waits_for = self._context.run(steps.send, None)
         except StopIteration:
             return True
         except (Exception, asyncio.CancelledError) as error:
@@ -174,7 +180,6 @@ class Direct:
         return False
 
     async def _send_text(self, text: str) -> None:
-        # A coroutine of our own: what granian's send returns can be awaited, but not stepped as a generator.
         await self._send({"type": "websocket.send", "text": text})
 
     async def _drain(self, rest: Awaitable[None]) -> None:
@@ -249,10 +254,14 @@ class Dispatched:
         self._waiting.clear()
 
 
-class _Rest:
-    """What is left of an awaitable after its first step, as an awaitable."""
+async def _awaited(awaitable: Awaitable[None]) -> None:
+    await awaitable
 
-    def __init__(self, steps: Generator[Any, Any, None], waits_for: Any) -> None:
+
+class _Rest:
+    """What is left of a coroutine after its first step, as an awaitable."""
+
+    def __init__(self, steps: Coroutine[Any, Any, None], waits_for: Any) -> None:
         self._steps = steps
         self._waits_for = waits_for
 

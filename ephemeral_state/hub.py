@@ -14,7 +14,7 @@ from channels.layers import BaseChannelLayer
 from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
-from .outbox import Outbox
+from .outbox import Log, Outbox
 from .protocol import Event, Flow, Ref, decode_batch, encode_snapshot
 from .replica import Replica
 from .state import Entry, Snapshot, Topic
@@ -30,6 +30,7 @@ _REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after 
 _REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
 _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
+_BATCH_PERIOD: Final = 0.01  # seconds that a frame of several events follows another at the earliest
 _PLAIN: Final = Flow()
 _RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
 
@@ -321,13 +322,13 @@ class _Feed:
 
     def add(self, delivery: Delivery, flow: Flow) -> None:
         self.remove(delivery)
-        if flow.max_rate is None:
+        if flow == _PLAIN:
             self._members[delivery] = None
             self._audience = None
         else:
             pace = self._paces.get(flow)
             if pace is None:
-                pace = self._paces[flow] = _Pace(self.topic, flow.batch, flow.max_rate)
+                pace = self._paces[flow] = _Pace(self.topic, flow)
             pace.add(delivery)
 
     def remove(self, delivery: Delivery) -> None:
@@ -374,6 +375,8 @@ class _Feed:
             # Not itself: opening closes the feed when it fails.
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
+        for pace in self._paces.values():
+            pace.stop()
 
 
 class _Encoded(NamedTuple):
@@ -386,27 +389,29 @@ class _Pace:
     """Subscribers of one topic that want at most so many frames a second, all in step: what waits is gathered once,
     and what is sent is made once."""
 
-    def __init__(self, topic: Topic, batch: bool, max_rate: float) -> None:
+    def __init__(self, topic: Topic, flow: Flow) -> None:
         self._topic = topic
-        self._batch = batch
-        self._period = 1 / max_rate
-        self._waiting = Outbox()
-        # Who joins while something waits has heard of it by its snapshot. It has an outbox of its own until it has
-        # heard no less and no more than the others.
-        self._members: dict[Delivery, Outbox | None] = {}
+        self._flow = flow
+        self._period = _BATCH_PERIOD if flow.max_rate is None else 1 / flow.max_rate
+        self._waiting = self._nothing()
+        # Who joins while something waits has heard of it by its snapshot. What it has to hear is kept for itself until
+        # it has heard no less and no more than the others.
+        self._members: dict[Delivery, Outbox | Log | None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, delivery: Delivery) -> None:
-        self._members[delivery] = Outbox() if self._waiting else None
+        self._members[delivery] = self._nothing() if self._waiting else None
 
     def remove(self, delivery: Delivery) -> bool:
         """Whether nobody is left."""
         self._members.pop(delivery, None)
-        if self._members:
-            return False
+        if not self._members:
+            self.stop()
+        return not self._members
+
+    def stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        return True
 
     def tell(self, events: Sequence[Event]) -> None:
         self._waiting.add(events)
@@ -425,15 +430,20 @@ class _Pace:
         for delivery, own in members:
             if own is None:
                 delivery.hear(news)
-            else:
-                delivery.hear(self._take(own))
-                if not own and not self._waiting and delivery in self._members:
-                    self._members[delivery] = None
+                continue
+            delivery.hear(self._take(own))
+            if not own and not self._waiting and delivery in self._members:
+                self._members[delivery] = None
         if self._members:
             self._timer = asyncio.get_running_loop().call_later(self._period, self._send)
 
-    def _take(self, outbox: Outbox) -> News:
-        return News(self._topic, outbox.pop_all() if self._batch or not outbox else [outbox.pop()])
+    def _nothing(self) -> Outbox | Log:
+        return Log() if self._flow.max_rate is None else Outbox()
+
+    def _take(self, waiting: Outbox | Log) -> News:
+        if isinstance(waiting, Outbox) and waiting and not self._flow.batch:
+            return News(self._topic, [waiting.pop()])
+        return News(self._topic, waiting.pop_all())
 
 
 def _now() -> float:

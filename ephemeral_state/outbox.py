@@ -1,4 +1,4 @@
-"""What one slow subscriber of one topic still has to hear: the newest event per key. Pure."""
+"""What a subscriber of one topic still has to hear: the newest event per key, or all. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from .protocol import Event
 
-__all__ = ["Outbox"]
+__all__ = ["Log", "Outbox"]
 
 
 class Outbox:
@@ -57,3 +57,22 @@ class Outbox:
     def clear(self) -> None:
         """A snapshot is about to say it all."""
         self._events.clear()
+
+
+class Log:
+    """All that there is to hear, in order. Only for what is soon to be sent: nothing bounds it."""
+
+    __slots__ = ("_events",)
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._events)
+
+    def add(self, events: Iterable[Event]) -> None:
+        self._events += events
+
+    def pop_all(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
