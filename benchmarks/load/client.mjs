@@ -48,6 +48,7 @@ function read(data, at) {
   return changes;
 }
 
+const entries = (data) => JSON.parse(data).entries.map(({ key, payload }) => ({ key, value: value(payload) }));
 const value = (payload) => (payload ? JSON.parse(Buffer.from(payload, "base64").toString()) : null);
 export const encode = (object) => Buffer.from(JSON.stringify(object)).toString("base64");
 
@@ -102,6 +103,11 @@ export class Client {
     this.set(key, payload).catch(() => {});
   }
 
+  /** Says something that needs no answer. */
+  sayAlive() {
+    if (!this.closed && !this.at) this.ws.send('{"_orama":"ephemeral.pong"}');
+  }
+
   /** Resolves when it is closed, by the closing handshake. */
   close() {
     return new Promise((resolve) => {
@@ -135,6 +141,8 @@ export class Client {
         break;
       }
       case SNAPSHOT:
+        if (this.hearSnapshot !== undefined) this.hearSnapshot(entries(data));
+      // falls through
       case OK:
         return this.#waiting.shift()?.[0]();
       case ERROR:
@@ -183,15 +191,18 @@ export async function until(condition, seconds, pause = 5) {
   return true;
 }
 
-/** Returns when `expected` updates have been heard in all, or nothing for 1.5 s, or after `seconds`. */
-export async function settled(expected, seconds) {
+/** Returns when `done()` is true, or nothing has been heard for 1.5 s, or after `seconds`. */
+export async function settled(done, seconds) {
   const end = performance.now() + seconds * 1000;
   let before = -1;
-  while (performance.now() < end && tally.updates !== before && tally.updates < expected) {
+  while (performance.now() < end && tally.updates !== before && !done()) {
     before = tally.updates;
     await until(() => tally.updates !== before, 1.5);
   }
 }
+
+/** How many updates these clients have heard. */
+export const heardBy = (clients) => clients.reduce((sum, client) => sum + client.updates, 0);
 
 /** Seconds of CPU that a process has used. */
 function cpu(pid) {

@@ -1,5 +1,5 @@
 // Everybody moves a cursor of their own, `rate` times a second, and sees those of all.
-import { Latencies, encode, main, openMany, settled, sleep, stretch } from "./client.mjs";
+import { Latencies, encode, heardBy, main, openMany, settled, sleep, stretch } from "./client.mjs";
 
 await main(async ({ pid, clients: count, rate, seconds, warmup, ...target }) => {
   const staleness = new Latencies();
@@ -43,9 +43,9 @@ await main(async ({ pid, clients: count, rate, seconds, warmup, ...target }) => 
   const expected = (sets - before.sets) * count;
   const bytes = clients.reduce((sum, client) => sum + client.bytes, 0) - before.bytes;
   timers.forEach(clearInterval);
-  await settled(sets * count, 15);
+  await settled(() => heardBy(clients) === sets * count, 15);
   const wrong = seen.reduce((sum, view) => sum + view.filter((t, number) => t !== sent[number]).length, 0);
-  const all = clients.reduce((sum, client) => sum + client.updates, 0);
+  const all = heardBy(clients);
   return {
     ...result,
     sets,

@@ -1,5 +1,5 @@
 // One writer, saturated: it keeps `window` sets on the way, and sends the next when one comes back to it.
-import { encode, main, openMany, settled, sleep, stretch, tally } from "./client.mjs";
+import { encode, heardBy, main, openMany, settled, sleep, stretch, tally } from "./client.mjs";
 
 const PAYLOAD = encode({ x: 0.4321, y: 0.1234 });
 
@@ -35,8 +35,8 @@ await main(async ({ pid, subscribers, window, keys, seconds, warmup, endless, ..
   running = false;
   clearInterval(watch);
   if (endless) return result; // it sends without being asked
-  await settled(sent * subscribers, 30);
-  const all = clients.reduce((sum, client) => sum + client.updates, 0);
+  await settled(() => heardBy(clients) === sent * subscribers, 30);
+  const all = heardBy(clients);
   if (all !== tally.updates) throw new Error(`${all} deliveries by socket, ${tally.updates} in all`);
   return { ...result, sent, expected: sent * subscribers, delivered: all, delivered_share: all / (sent * subscribers) };
 });

@@ -6,10 +6,7 @@ It does less than ours: no store, so nothing to tell a newcomer, no expiry, no l
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
-
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.rooms.settings")
 
 import django
 

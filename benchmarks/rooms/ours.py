@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "benchmarks.rooms.settings")
 
 import django
 

@@ -19,6 +19,7 @@ __all__ = ["SOCKETIO", "Comparison", "compare", "contenders", "parser", "run"]
 
 Result = dict[str, Any]
 
+APPS = ("ours", "handwritten", "bare", "socketio")
 SOCKETIO = Contender("node", "-", "socketio")
 
 
@@ -62,6 +63,7 @@ def parser(
     made.add_argument("--seconds", type=float, default=seconds, help=f"of one run; default: {seconds:g}")
     made.add_argument("--servers", nargs="+", choices=servers, default=list(servers))
     made.add_argument("--layers", nargs="+", choices=("memory", "pubsub", "core"), default=list(layers))
+    made.add_argument("--apps", nargs="+", choices=APPS, default=list(APPS))
     made.add_argument("--quick", action="store_true", help="one small round, to see that it works; writes nothing")
     made.add_argument("--results", metavar="DIR", help="where to write the results; default: benchmarks/results")
     return made
@@ -76,7 +78,7 @@ def contenders(options: argparse.Namespace, *, variants: Sequence[str] = ("",), 
             made.append(Contender(server, layer, "handwritten"))
         if bare:
             made.append(Contender(server, "-", "bare"))
-    return [*made, SOCKETIO]
+    return [contender for contender in [*made, SOCKETIO] if contender.app in options.apps]
 
 
 def compare(title: str, fighters: Sequence[Contender], once: Callable[[Contender], Result], rounds: int) -> Comparison:

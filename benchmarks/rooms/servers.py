@@ -19,6 +19,7 @@ __all__ = ["Contender", "Server"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _HOST = "127.0.0.1"
+_SETTINGS = "benchmarks.rooms.settings"
 
 
 class Contender(NamedTuple):
@@ -57,7 +58,7 @@ class Server:
         self._process = subprocess.Popen(
             self._command(),
             cwd=ROOT,
-            env=os.environ | {"BENCHMARK": json.dumps(self._given)},
+            env=os.environ | {"DJANGO_SETTINGS_MODULE": _SETTINGS, "BENCHMARK": json.dumps(self._given)},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
