@@ -8,10 +8,7 @@ import pytest
 
 from benchmarks import churn, cursors, idle, plot, slow, steady, storm
 
-pytestmark = [
-    pytest.mark.redis,
-    pytest.mark.skipif(not shutil.which("npm"), reason="the load generator needs Node and npm"),
-]
+pytestmark = pytest.mark.skipif(not shutil.which("npm"), reason="the load generator needs Node and npm")
 
 
 @pytest.fixture
