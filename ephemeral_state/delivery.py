@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Sequence
 from types import CoroutineType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .outbox import Outbox
 from .protocol import Event, Ref, add_ref, encode_events
@@ -15,6 +15,10 @@ from .state import Entry, Topic
 __all__ = ["Delivery", "Direct", "Dispatched", "News", "Send", "View"]
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+_ASK: Final = 256 * 1024  # characters sent before the peer is asked whether it has read them
+_UNREAD: Final = 4 * _ASK  # sent before it has answered; far more than a peer that reads lets pass
 
 
 class View(Protocol):
@@ -111,16 +115,37 @@ class Direct:
     pushes back a task waits for the rest, and the other sockets of the room never notice.
     """
 
-    def __init__(self, send: Send, gone: Callable[[BaseException], None]) -> None:
-        """`gone` is called when sending shows that the peer is not there any more."""
+    def __init__(
+        self, send: Send, gone: Callable[[BaseException], None], ask: Callable[[], None] | None = None
+    ) -> None:
+        """`gone` is called when sending shows that the peer is not there any more. `ask`, where the peer can be asked
+        whether it has read what was sent: `answered` is to be called when it says so. Some servers take whatever
+        they are given and keep it in memory, so what is sent ahead of an answer is bounded here."""
         self._send = send
         self._gone = gone
+        self._ask = ask
+        self._unread = 0  # characters sent since the question that was answered last
+        self._asked_at: int | None = None  # how many of those were sent when the open question was asked
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
         self._batched: set[Topic] = set()
         self._waiting = _Waiting()
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def held(self) -> bool:
+        """Nothing is sent before the peer has answered."""
+        return self._asked_at is not None and self._unread >= _UNREAD
+
+    def answered(self) -> None:
+        """The peer has read everything that was sent before the question."""
+        if self._asked_at is None:
+            return
+        self._unread -= self._asked_at
+        self._asked_at = None
+        if self._waiting and self._sending is None and not self._closed:
+            self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
 
     def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
         if self._closed:
@@ -129,7 +154,7 @@ class Direct:
             self._batched.add(topic)
         else:
             self._batched.discard(topic)
-        if self._sending is not None:
+        if self._is_behind():
             self._waiting.welcome(topic, view, ref)
         else:
             self._push(add_ref(view.snapshot(), ref))
@@ -138,7 +163,7 @@ class Direct:
         events = news.events
         if not events:
             return
-        if self._sending is None and not self._closed:
+        if not self._closed and not self._is_behind():
             if news.topic in self._batched:
                 self._push(news.frame())
                 return
@@ -161,8 +186,18 @@ class Direct:
         if self._sending is not None:
             self._sending.cancel()
 
+    def _is_behind(self) -> bool:
+        return self._sending is not None or bool(self._waiting) or self.held
+
+    def _sent(self, text: str) -> None:
+        self._unread += len(text)
+        if self._unread >= _ASK and self._asked_at is None and self._ask is not None:
+            self._asked_at = self._unread
+            self._ask()
+
     def _push(self, text: str) -> bool:
         """True if the socket took it and is ready for more."""
+        self._sent(text)
         try:
             steps: Any = self._send({"type": "websocket.send", "text": text})
             if type(steps) is not CoroutineType:
@@ -170,7 +205,7 @@ class Direct:
                 steps = _awaited(steps)
             waits_for = self._context.run(steps.send, None)
         except StopIteration:
-            return True
+            return not self.held
         except (Exception, asyncio.CancelledError) as error:
             # Cancelled is what the socket waited for; nobody can cancel us within a step.
             self._lost(error)
@@ -180,12 +215,14 @@ class Direct:
         return False
 
     async def _send_text(self, text: str) -> None:
+        self._sent(text)
         await self._send({"type": "websocket.send", "text": text})
 
-    async def _drain(self, rest: Awaitable[None]) -> None:
+    async def _drain(self, rest: Awaitable[None] | None) -> None:
         try:
-            await rest
-            while self._waiting:
+            if rest is not None:
+                await rest
+            while self._waiting and not self.held:
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
                     await self._send_text(add_ref(what.view.snapshot(), what.ref))

@@ -70,6 +70,9 @@ class Lifecycle:
         self._heard_at = self.loop.time()
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
+        self._direct: Direct | None = None
+        self._pings = self._pongs = 0
+        self._asked = 0  # the number of the ping that asks whether everything before it was read
         self._pump = self.loop.create_task(self._read_ahead())
 
     def connection(self) -> Connection:
@@ -78,7 +81,10 @@ class Lifecycle:
             client_id = self._client_id()
             if client_id is None:
                 raise NotConfigured("the consumer has no channel name: its channel layer is not in CHANNEL_LAYERS")
-            delivery: Delivery = Direct(self._send, self._peer_gone) if self._dispatched is None else self._dispatched
+            delivery: Delivery | None = self._dispatched
+            if delivery is None:
+                ask = self._ask_whether_read if self._ping_interval else None
+                delivery = self._direct = Direct(self._send, self._peer_gone, ask)
             self._connection = Connection(client_id, current(), delivery, self._about())
             if self._over:
                 self._connection.end(abnormal=True)
@@ -164,6 +170,9 @@ class Lifecycle:
                 message = await self._receive()
                 self._heard_at = self.loop.time()
                 if self._ping_interval and is_pong(message.get("text") or ""):
+                    self._pongs += 1
+                    if self._direct is not None and self._pongs >= self._asked:
+                        self._direct.answered()
                     continue
                 self._inbox.append(message)
                 self._wake()
@@ -225,12 +234,27 @@ class Lifecycle:
             self._pinging = self.loop.create_task(self._give_up())
             return
         if silent >= self._ping_interval and (self._pinging is None or self._pinging.done()):
-            self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": PING}))
+            self._ping()
         # To the point: whoever vanishes is ended so long after what was last heard, and not up to a period later.
         wait = self._ping_interval - silent
         if wait <= 0:
             wait = min(_PING_TIMEOUT / 2, wait + _PING_TIMEOUT)
         self._ping_timer = self.loop.call_later(wait, self._ping_or_give_up)
+
+    def _ping(self) -> None:
+        self._pings += 1
+        self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": PING}))
+
+    def _ask_whether_read(self) -> None:
+        self._ping()
+        self._asked = self._pings
+        self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, self._asked)
+
+    def _give_up_if_held(self, asked: int) -> None:
+        # Whatever else it says: it does not read, or does not tell, and would never hear of anything again.
+        if not self._over and self._pongs < asked and self._direct is not None and self._direct.held:
+            logger.info("a client has not read what was sent for %.0f s, ending its connection", _PING_TIMEOUT)
+            self._pinging = self.loop.create_task(self._give_up())
 
     async def _give_up(self) -> None:
         self.end(abnormal=True)

@@ -268,3 +268,66 @@ async def test_a_send_begins_and_ends_in_one_context():
     gate.set()
     await settle()
     assert (texts, lost) == (["1", "2"], [])
+
+
+class Unread:
+    """A server that takes everything and says nothing, as daphne does."""
+
+    def __init__(self):
+        self.texts = []
+        self.asked = 0
+        self.delivery = Direct(self.send, self.texts.append, self.ask)
+
+    async def send(self, message):
+        self.texts.append(message["text"])
+
+    def ask(self):
+        self.asked += 1
+
+
+async def test_what_is_sent_ahead_of_a_peer_that_does_not_read_is_bounded_and_ends_at_the_newest():
+    peer = Unread()
+    kilobyte = "x" * 1000
+    for n in range(5000):
+        peer.delivery.hear(News(TOPIC, [set_event("a", f"{n} {kilobyte}")]))
+    assert peer.asked == 1
+    assert 1000 < len(peer.texts) < 1100
+    assert peer.delivery.held
+    peer.delivery.answered()
+    await until(lambda: peer.texts[-1].startswith("4999 "))
+    # What was sent after the question is still unread.
+    assert not peer.delivery.held
+    peer.delivery.hear(News(TOPIC, [set_event("a", "next")]))
+    assert peer.texts[-1] == "next"
+
+
+async def test_a_peer_that_answers_in_time_is_never_held():
+    peer = Unread()
+    for n in range(5000):
+        peer.delivery.hear(News(TOPIC, [set_event("a", f"{n} " + "x" * 1000)]))
+        if peer.asked and n % 100 == 0:
+            peer.delivery.answered()
+    assert len(peer.texts) == 5000
+    assert 10 < peer.asked < 30
+
+
+async def test_a_peer_that_cannot_be_asked_is_not_held():
+    socket = Socket()
+    for n in range(2000):
+        socket.delivery.hear(News(TOPIC, [set_event("a", f"{n} " + "x" * 1000)]))
+    assert len(socket.texts) == 2000
+
+
+async def test_a_snapshot_waits_for_a_held_peer_and_closing_forgets_all():
+    peer = Unread()
+    peer.delivery.hear(News(TOPIC, [set_event(f"{n}", "x" * 1000) for n in range(1100)]))
+    sent = len(peer.texts)
+    peer.delivery.welcome(TOPIC, View([]), 3)
+    assert len(peer.texts) == sent
+    peer.delivery.answered()
+    await until(lambda: len(peer.texts) == sent + 1)
+    assert json.loads(peer.texts[-1])["ref"] == 3
+    peer.delivery.close()
+    peer.delivery.answered()
+    peer.delivery.hear(News(TOPIC, [set_event("a", "1")]))
+    assert len(peer.texts) == sent + 1
