@@ -24,5 +24,9 @@ class Entry(models.Model):
         managed = False
         base_manager_name = "objects"
         default_permissions = ("view", "delete")
+        permissions = (
+            ("clear_topic", "Can clear a whole topic"),
+            ("disconnect_client", "Can disconnect the owner of a live entry"),
+        )
         verbose_name = "live entry"
         verbose_name_plural = "live entries"

@@ -30,7 +30,7 @@ from .state import Clear, Drop, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
 from .writer import Trouble, Writer
 
-__all__ = ["Member", "Node", "current", "drain", "idle", "serving_loop", "wait_in"]
+__all__ = ["Member", "Node", "connections_here", "current", "drain", "idle", "serving_loop", "wait_in"]
 
 T = TypeVar("T")
 
@@ -81,6 +81,12 @@ def serving_loop() -> asyncio.AbstractEventLoop | None:
         if not node.idle and loop.is_running():
             return loop
     return None
+
+
+def connections_here() -> int:
+    """How many connections this process has, in all its event loops."""
+    with _nodes_lock:
+        return sum(len(node._members) for node in _nodes.values())
 
 
 async def drain() -> None:

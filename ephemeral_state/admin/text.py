@@ -1,0 +1,137 @@
+"""Names, payloads and times as text that can be shown; templates escape it. And the names that travel through forms."""
+
+from __future__ import annotations
+
+import json
+from typing import Final, NamedTuple
+
+from django.core import signing
+from django.http import QueryDict
+from django.utils.http import urlencode
+
+__all__ = [
+    "Filters",
+    "Identity",
+    "ago",
+    "payload_pretty",
+    "payload_short",
+    "printable",
+    "read_token",
+    "short",
+    "time_left",
+]
+
+NAME_LENGTH: Final = 80
+_PAYLOAD_LENGTH: Final = 160
+_MAX_URL: Final = 4000  # characters; servers and proxies refuse URLs of 8 to 16 kB, and names may be as long
+_SALT: Final = "ephemeral_state.admin"
+
+
+class Filters(NamedTuple):
+    """What the list is narrowed to. An empty namespace is one like any other; `None` means all of them."""
+
+    namespace: str | None = None
+    topic: str | None = None
+    search: str = ""
+    process: str | None = None
+    """A node."""
+    user: str | None = None
+    lifetime: str | None = None
+    """`connection`, for what has no deadline, or `deadline`."""
+    order: str = ""
+    """A column to sort the page by, with `-` downwards."""
+
+    @classmethod
+    def read(cls, query: QueryDict) -> Filters:
+        return cls(
+            query.get("namespace"),
+            query.get("topic"),
+            query.get("q", ""),
+            query.get("process"),
+            query.get("user"),
+            query.get("lifetime"),
+            query.get("o", ""),
+        )
+
+    def but(self, name: str, value: str | None) -> Filters:
+        """The same with another value for one of them."""
+        return Filters(**{**self._asdict(), name: value})
+
+    def url(self, **more: str) -> str:
+        given = {**self._asdict(), "q": self.search or None, "o": self.order or None, **more}
+        del given["search"], given["order"]
+        names = ("namespace", "topic", "q", "process", "user", "lifetime", "o", *more)
+        return "?" + urlencode({name: given[name] for name in names if given[name] is not None})
+
+
+class Identity(NamedTuple):
+    namespace: str
+    topic: str
+    key: str
+    owner: str
+
+    def token(self) -> str:
+        """Itself as a form value. Signed, so that whatever else comes back is known for garbage."""
+        return signing.dumps(self, salt=_SALT, compress=True)
+
+    def shown(self) -> dict[str, str]:
+        return {name: printable(value, NAME_LENGTH) for name, value in self._asdict().items()}
+
+    def in_words(self) -> str:
+        return " › ".join(part for part in [*self.shown().values()][:3] if part)
+
+
+def read_token(token: str) -> Identity:
+    """Raises `ValueError`."""
+    try:
+        return Identity(*signing.loads(token, salt=_SALT))
+    except (signing.BadSignature, TypeError) as error:
+        raise ValueError("not one of our tokens") from error
+
+
+def payload_short(payload: bytes) -> str:
+    """The payload as it was written, for JSON is text too; as hex if it is no text."""
+    try:
+        return printable(payload.decode(), _PAYLOAD_LENGTH)
+    except UnicodeDecodeError:
+        length = _PAYLOAD_LENGTH // 3
+        return f"hex {payload[:length].hex(' ')}{'…' if len(payload) > length else ''}"
+
+
+def payload_pretty(payload: bytes) -> tuple[str, str]:
+    """What it is, and all of it over several lines."""
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        lines = (payload[at : at + 16] for at in range(0, len(payload), 16))
+        return "bytes", "\n".join(f"{16 * n:04x}  {line.hex(' ')}" for n, line in enumerate(lines))
+    try:
+        text, kind = json.dumps(json.loads(text), indent=2, ensure_ascii=False), "JSON"
+    except (ValueError, RecursionError):
+        kind = "text"
+    return kind, "\n".join(printable(line, len(line)) for line in text.split("\n"))
+
+
+def printable(text: str, length: int) -> str:
+    """At most `length` characters, with those that are invisible or turn the text around as escapes."""
+    cut = text[:length] + ("…" if len(text) > length else "")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def time_left(ms: int | None) -> str:
+    if ms is None:
+        return "until disconnect"
+    minutes, rest = divmod(ms, 60_000)
+    return f"{minutes} min {rest // 1000} s" if minutes else f"{rest // 100 / 10} s"
+
+
+def ago(seconds: float) -> str:
+    """A whole number of the largest unit that fits."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def short(url: str) -> str:
+    return url if len(url) <= _MAX_URL else ""
