@@ -11,9 +11,9 @@ from ephemeral_state.models import Entry
 pytestmark = pytest.mark.django_db
 
 
-def test_migrate_makes_the_two_permissions_of_the_admin_and_no_other():
+def test_migrate_makes_the_permissions_of_the_admin_and_no_other():
     codenames = Permission.objects.filter(content_type__app_label="ephemeral_state").values_list("codename", flat=True)
-    assert set(codenames) == {"view_entry", "delete_entry"}
+    assert set(codenames) == {"view_entry", "delete_entry", "clear_topic", "disconnect_client"}
 
 
 def test_no_table_is_made():

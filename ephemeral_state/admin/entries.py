@@ -334,7 +334,7 @@ class EntryAdmin(_ModelAdmin):
         extra_context: Mapping[str, Any] | None = None,
         status: int = 200,
     ) -> TemplateResponse:
-        media = forms.Media(css={"all": ["ephemeral_state/admin.css"]}, js=["admin/js/actions.js"])
+        media = forms.Media(css={"all": ["ephemeral_state/admin.css"]})
         common = {**self.admin_site.each_context(request), "opts": self.opts, "media": media}
         return TemplateResponse(
             request,

@@ -121,6 +121,7 @@ def _row(entry: Entry, owner: Owner | None, living: Mapping[str, str], *, shared
         "process": process,
         "lost": process == "no living process",
         "age": "" if age is None else ago(age),
+        "age_s": None if age is None else int(age),
         "sort": {
             **identity._asdict(),
             "payload": entry.payload,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from .server import Gunicorn
 
 pytestmark = [pytest.mark.redis, pytest.mark.faults]
 
+PASSWORD = "for this test only"
+LIST = "/admin/ephemeral_state/entry/"
+
 
 @asynccontextmanager
 async def served(redis_url: str, folder: Path) -> AsyncIterator[tuple[Cluster, httpx.AsyncClient]]:
@@ -26,8 +30,9 @@ async def served(redis_url: str, folder: Path) -> AsyncIterator[tuple[Cluster, h
     async with cluster(redis_url) as here:
         database = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "db.sqlite3")}
         ours = {"DATABASES": {"default": database}, "ROOT_URLCONF": "tests.faults.wsgi"}
-        process = Gunicorn({**here.settings, **ours})
+        process = Gunicorn({**here.settings, **ours}, DJANGO_SUPERUSER_PASSWORD=PASSWORD)
         process.prepare("migrate", "--verbosity=0")
+        process.prepare("createsuperuser", "--noinput", "--username=admin", "--email=a@example.com")
         here.stack.enter_context(process)
         async with httpx.AsyncClient(base_url=process.url, timeout=120, trust_env=False) as client:
             yield here, client
@@ -96,3 +101,43 @@ async def test_what_a_view_says_on_commit_arrives_in_order_or_not_at_all(redis_u
             assert [(frame["_orama"].removeprefix("ephemeral."), frame["key"]) for frame in frames] == expected
         for task in listening:
             task.cancel()
+
+
+async def test_the_admin_under_wsgi_sees_what_others_hold_and_clearing_reaches_their_sockets(redis_url, tmp_path):
+    async with served(redis_url, tmp_path) as (here, client):
+        servers = [here.start("uvicorn"), here.start("daphne")]
+        watcher = await here.connect(servers[0], "room")
+        owners = [await here.owner(server, "room", f"k{n}") for n, server in enumerate(servers)]
+        await here.settle(5)
+        await client.get("/admin/login/")
+        form = {"username": "admin", "password": PASSWORD, "next": LIST}
+
+        async def post(url: str, **data: str) -> str:
+            token = {"csrfmiddlewaretoken": client.cookies["csrftoken"]}
+            response = await client.post(url, data=data | token, follow_redirects=True)
+            assert response.status_code == 200
+            return response.text
+
+        html = await post("/admin/login/", **form)
+        for owner in owners:
+            assert owner.client_id in html
+
+        async def processes() -> bool:
+            # Which process holds each owner, as soon as those have said so.
+            shown = (await client.get(LIST)).text
+            return len(set(re.findall(r'field-process"><bdi>([\w.-]+:\d+)<', shown))) == 2
+
+        async with asyncio.timeout(10):
+            while not await processes():  # noqa: ASYNC110 - it is asked over HTTP
+                await asyncio.sleep(0.1)
+        first, second = re.findall(r'name="_selected_action" value="([^"]*)"', html)
+        await post(LIST, action="clear_selected", post="yes", _selected_action=first)
+        await until(lambda: "k0" not in watcher.views["room"].entries, 5)
+        assert "k1" in watcher.views["room"].entries
+        entry = re.findall(r'field-key"><a href="([^"]*)"', (await client.get(LIST)).text)[0]
+        await post(LIST + entry, action="disconnect", post="yes", client=second, code="4002")
+        await until(lambda: not owners[1].alive, 5)
+        await here.settle(5, {})
+        overview = (await client.get(LIST + "overview/")).text
+        assert re.search(r'number">0</span> Entries', overview)
+        assert re.search(r'number">1</span> Processes', overview)  # of the other one the last connection is gone

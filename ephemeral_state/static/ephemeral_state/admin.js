@@ -4,13 +4,21 @@
 const EVERY = 1500; // ms
 const now = () => performance.now();
 const ends = new WeakMap(); // row → when its entry expires
+const began = new WeakMap(); // cell → when its connection began
 
 function text(ms) {
     const seconds = Math.max(0, ms) / 1000;
     return seconds >= 60 ? `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s` : `${(Math.floor(seconds * 10) / 10).toFixed(1)} s`;
 }
 
+function ago(seconds) {
+    for (const [unit, size] of [["d", 86400], ["h", 3600], ["min", 60]]) if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
+    return `${Math.max(0, Math.floor(seconds))} s`;
+}
+
 function note(row) {
+    const age = row.querySelector("[data-age]");
+    if (age) began.set(age, now() - 1000 * Number(age.dataset.age));
     if (row.dataset.left === undefined) ends.delete(row);
     else ends.set(row, now() + Number(row.dataset.left));
 }
@@ -25,6 +33,10 @@ function tick() {
         }
         if (label) label.textContent = text(left);
     }
+    for (const cell of document.querySelectorAll("[data-age]")) {
+        const age = ago((now() - began.get(cell)) / 1000);
+        if (cell.textContent !== age) cell.textContent = age;
+    }
 }
 
 // Rows that stay keep their elements; cells that are the same keep theirs.
@@ -36,6 +48,8 @@ function updateRow(row, fresh) {
             old.firstElementChild.value = cell.firstElementChild.value; // of a new owner it has another token
         } else if (cell.classList.contains("field-time_left") && row.dataset.left !== undefined && fresh.dataset.left !== undefined) {
             // counts down by itself
+        } else if (cell.dataset.age !== undefined) {
+            old.dataset.age = cell.dataset.age;
         } else if (old.innerHTML !== cell.innerHTML) {
             old.innerHTML = cell.innerHTML;
             old.className = cell.className;
@@ -55,7 +69,7 @@ function updateRows(place, html) {
     if (!fresh || !body || !headed) {
         place.replaceChildren(template.content);
         place.querySelectorAll("tr[data-id]").forEach(note);
-        startActions(place);
+        count();
         return;
     }
     const known = new Map([...body.rows].map((row) => [row.dataset.id, row]));
@@ -69,32 +83,30 @@ function updateRows(place, html) {
         if (element === at) at = at.nextElementSibling;
         else body.insertBefore(element, at);
     }
-    let unselected = false;
-    for (const gone of known.values()) {
-        unselected ||= gone.querySelector(".action-select")?.checked ?? false;
-        gone.remove();
-    }
+    for (const gone of known.values()) gone.remove();
     const pages = place.querySelector(".paginator"), other = template.content.querySelector(".paginator");
     if (pages.innerHTML !== other.innerHTML) pages.replaceWith(other);
-    count(unselected);
+    count();
 }
 
-// Django's own script counts the selection when a box changes; rows that come and go are not its business.
-function startActions(place) {
-    if (window.Actions && place.querySelector("input.action-select")) {
-        window.Actions(document.querySelectorAll("tr input.action-select"));
-    }
-}
-
-function count(changed) {
+// Not by Django's own script: it knows the rows that were there when the page was loaded.
+function count() {
     const counter = document.querySelector(".action-counter");
     if (!counter) return;
-    counter.dataset.actionsIcnt = document.querySelectorAll("input.action-select").length;
-    if (changed) {
-        const selected = document.querySelectorAll("input.action-select:checked").length;
-        counter.textContent = `${selected} of ${counter.dataset.actionsIcnt} selected`;
-    }
+    const boxes = [...document.querySelectorAll("input.action-select")];
+    for (const box of boxes) box.closest("tr").classList.toggle("selected", box.checked);
+    const selected = boxes.filter((box) => box.checked).length;
+    counter.textContent = `${selected} of ${boxes.length} selected`;
+    const all = document.querySelector("#action-toggle");
+    if (all) all.checked = boxes.length > 0 && selected === boxes.length;
 }
+
+document.addEventListener("change", (event) => {
+    if (event.target.id === "action-toggle") {
+        for (const box of document.querySelectorAll("input.action-select")) box.checked = event.target.checked;
+    }
+    if (event.target.matches("#action-toggle, .action-select")) count();
+});
 
 function updateOverview(place, html) {
     const open = [...place.querySelectorAll("details[open]")].map((each) => each.id);
@@ -130,6 +142,7 @@ async function follow(place, update) {
 }
 
 document.querySelectorAll("tr[data-id]").forEach(note);
+count();
 const list = document.querySelector("#ephemeral-live[data-url]"), overview = document.querySelector("#ephemeral-overview");
 if (list) follow(list, updateRows);
 if (overview) follow(overview, updateOverview);

@@ -1,0 +1,203 @@
+"""The admin in a real browser: what it shows keeps up by itself, and what it clears is gone at its owner's page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from .process import ROOT, DemoProcess
+from .test_demo import chromium
+
+pytestmark = pytest.mark.browser
+
+LIST = "/admin/ephemeral_state/entry/"
+VIEWER = """
+from django.contrib.auth.models import Permission, User
+user = User.objects.create_user("viewer", password="look only", is_staff=True)
+user.user_permissions.add(Permission.objects.get(codename="view_entry"))
+"""
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
+    with DemoProcess(tmp_path_factory.mktemp("admin")) as process:
+        command = [sys.executable, "manage.py", "shell", "-c", VIEWER]
+        subprocess.run(command, cwd=ROOT, env=process.environment, check=True, capture_output=True, timeout=60)
+        yield process
+
+
+class Owner:
+    """A client of the ready-made consumer that owns something and hears of its topic."""
+
+    def __init__(self, socket: ClientConnection, topic: str) -> None:
+        self.socket = socket
+        self.topic = topic
+        self.frames: list[dict[str, Any]] = []
+
+    async def set(self, key: str, payload: object, **more: Any) -> None:
+        packed = base64.b64encode(json.dumps(payload, ensure_ascii=False).encode()).decode()
+        frame = {"_orama": "ephemeral.set", "topic": self.topic, "key": key, "payload": packed, **more}
+        await self.socket.send(json.dumps(frame))
+
+    async def hears(self, **values: Any) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                self.frames.append(frame := json.loads(await self.socket.recv()))
+                if all(frame.get(name) == value for name, value in values.items()):
+                    return
+
+
+@asynccontextmanager
+async def owning(demo: DemoProcess, topic: str) -> AsyncIterator[Owner]:
+    async with connect(f"ws://127.0.0.1:{demo.port}/ws/state/", origin=demo.url, proxy=None) as socket:
+        owner = Owner(socket, topic)
+        await socket.send(json.dumps({"_orama": "ephemeral.subscribe", "topic": topic}))
+        await owner.hears(_orama="ephemeral.snapshot")
+        yield owner
+
+
+@asynccontextmanager
+async def logged_in(browser: Browser, demo: DemoProcess, url: str, *, viewer: bool = False) -> AsyncIterator[Page]:
+    """Nothing may go wrong in the page: no exception, and no violation of the content security policy."""
+    context = await browser.new_context()
+    page = await context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    await page.goto(f"{demo.url}/admin/login/?next={url.replace('?', '%3F').replace('&', '%26')}")
+    await page.fill("#id_username", "viewer" if viewer else demo.printed("Username"))
+    await page.fill("#id_password", "look only" if viewer else demo.printed("Password"))
+    await page.click("[type=submit]")
+    await expect(page.locator("#content")).to_be_visible()
+    # From here on a reload would lose this.
+    await page.evaluate("window.untouched = true")
+    yield page
+    # The browser tells of every refusal and of the icon that the demo's admin does not have.
+    assert [text for text in errors if not text.startswith("Failed to load resource")] == []
+    await context.close()
+
+
+async def test_entries_appear_count_down_change_and_vanish_without_a_reload(demo: DemoProcess) -> None:
+    url = f"{LIST}?q=demo:live"
+    async with chromium() as browser, owning(demo, "demo:live") as owner, logged_in(browser, demo, url) as page:
+        await expect(page.locator(".paginator")).to_contain_text("0 live entries")
+        await owner.set("typing", {"name": "<b>Zoé</b>"}, ttl_ms=7000)
+        await owner.set("here", {"n": 1}, ttl_ms=None)
+        typing = page.locator("tr[data-id]", has_text="typing")
+        here = page.locator("tr[data-id]", has_text="here")
+        await expect(typing.locator(".field-payload")).to_have_text('{"name": "<b>Zoé</b>"}')
+        await here.locator(".action-select").check()
+        await expect(page.locator(".action-counter")).to_have_text("1 of 2 selected")
+        left = float((await typing.locator(".ephemeral-left").inner_text()).removesuffix(" s"))
+        assert 0 < left < 7
+        bar = float(await typing.locator("progress").evaluate("bar => bar.value"))
+        await page.wait_for_function(
+            "before => (document.querySelector('progress')?.value ?? 0) < before - 500", arg=bar
+        )
+        await owner.set("here", {"n": 2}, ttl_ms=None)
+        await expect(here.locator(".field-payload")).to_have_text('{"n": 2}')
+        await expect(typing).to_have_count(0)
+        # The selection has survived all of that, and so has the page.
+        await expect(here.locator(".action-select")).to_be_checked()
+        assert await page.evaluate("window.untouched")
+        await expect(page.locator(".paginator")).to_contain_text("1 live entry")
+
+
+async def test_filtering_opening_one_and_clearing_it_reaches_its_owner(demo: DemoProcess) -> None:
+    async with chromium() as browser, owning(demo, "demo:a") as owner, owning(demo, "demo:b") as other:
+        await owner.set("mine", {"deep": [1, 2, {"x": "<script>alert(1)</script>"}]}, ttl_ms=None)
+        await other.set("theirs", "x", ttl_ms=60_000)
+        async with logged_in(browser, demo, LIST) as page:
+            await expect(page.locator("tr[data-id]")).to_have_count(2)
+            await page.click("text=With a deadline")
+            await expect(page.locator("tr[data-id]")).to_have_count(1)
+            await page.click("#changelist-filter >> text=Until disconnect")
+            await expect(page.locator(".field-key")).to_have_text(["mine"])
+            await page.click(".field-topic a")
+            await expect(page.locator("#changelist-filter .selected", has_text="demo:a")).to_be_visible()
+            await page.click(".field-key a")
+            await expect(page.locator(".ephemeral-payload").first).to_contain_text('"x": "<script>alert(1)</script>"')
+            await expect(page.locator(".ephemeral-facts")).to_contain_text("until disconnect")
+            await page.click("text=Clear this entry")
+            await page.click("text=Yes, I’m sure")
+            await owner.hears(_orama="ephemeral.clear", key="mine", reason="explicit")
+            await expect(page.locator(".messagelist")).to_contain_text("Cleared 1 live entry.")
+            await page.goto(demo.url + "/admin/")
+            await expect(page.locator("#recent-actions-module")).to_contain_text("demo:a › mine")
+
+
+async def test_disconnecting_an_owner_closes_its_socket_with_the_code(demo: DemoProcess) -> None:
+    async with chromium() as browser, owning(demo, "demo:gone") as owner:
+        await owner.set("mine", "x", ttl_ms=None)
+        async with logged_in(browser, demo, f"{LIST}?q=demo:gone") as page:
+            await page.click("tr[data-id] .field-key a")
+            await page.fill("[name=code]", "4321")
+            await page.click("text=Disconnect the owner")
+            await page.click("text=Yes, I’m sure")
+            with pytest.raises(ConnectionClosed):
+                await owner.hears(never=True)
+            assert owner.socket.close_code == 4321
+            await expect(page.locator(".messagelist")).to_contain_text("Disconnected")
+            await expect(page.locator(".ephemeral-gone")).to_be_visible()
+
+
+async def test_who_may_only_look_has_no_buttons_and_is_refused(demo: DemoProcess) -> None:
+    async with chromium() as browser, owning(demo, "demo:look") as owner:
+        await owner.set("mine", "x", ttl_ms=None)
+        async with logged_in(browser, demo, f"{LIST}?q=demo:look", viewer=True) as page:
+            await expect(page.locator("tr[data-id]")).to_have_count(1)
+            await expect(page.locator("#content button")).to_have_count(0)
+            await page.click("tr[data-id] .field-key a")
+            await expect(page.locator(".ephemeral-facts")).to_be_visible()
+            await expect(page.locator("#content button")).to_have_count(0)
+            for action in ("clear_selected", "clear_topic", "disconnect"):
+                statuses = await page.evaluate(
+                    """async (action) => {
+                        const token = document.cookie.match(/csrftoken=(\\w+)/)?.[1]
+                            ?? document.querySelector("[name=csrfmiddlewaretoken]").value;
+                        const body = new URLSearchParams({action, post: "yes", csrfmiddlewaretoken: token});
+                        const answer = await fetch("../?namespace=&topic=demo:look", {method: "POST", body});
+                        return answer.status;
+                    }""",
+                    action,
+                )
+                assert statuses == 403
+        await owner.set("still", "here")
+        await owner.hears(_orama="ephemeral.set", key="still")
+        assert not [frame for frame in owner.frames if frame["_orama"] == "ephemeral.clear"]
+
+
+async def test_the_overview_keeps_up_and_without_javascript_there_is_a_list(demo: DemoProcess) -> None:
+    async with chromium() as browser, logged_in(browser, demo, f"{LIST}overview/") as page:
+        entries = page.locator(".ephemeral-tiles li", has_text="Entries").locator(".number")
+        before = int(await entries.inner_text())
+        await page.click("text=The numbers")
+        async with owning(demo, "demo:busy") as owner:
+            for n in range(30):
+                await owner.set(f"k{n}", n)
+            await expect(entries).to_have_text(str(before + 30))
+            await expect(page.locator("section", has_text="Busiest topics")).to_contain_text("demo:busy")
+            await expect(page.locator("svg rect.kind-set").last).to_be_visible()
+            state = await page.context.storage_state()
+            plain = await (await browser.new_context(java_script_enabled=False, storage_state=state)).new_page()
+            await plain.goto(f"{demo.url}{LIST}?q=demo:busy&o=-key")
+            await expect(plain.locator("tr[data-id]")).to_have_count(30)
+            await expect(plain.locator(".field-key").first).to_have_text("k9")
+            await plain.context.close()
+        await expect(entries).to_have_text(str(before))
+        await expect(page.locator("svg rect.kind-disconnect").last).to_be_visible()
+        await expect(page.locator("#ephemeral-numbers")).to_have_attribute("open", "")
+        assert await page.evaluate("window.untouched")
+        assert re.search(r"cleared: disconnect", await page.locator(".ephemeral-table").last.inner_text())
