@@ -30,7 +30,8 @@ _REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after 
 _REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
 _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
-_BATCH_PERIOD: Final = 0.01  # seconds that a frame of several events follows another at the earliest
+_PAUSE: Final = 0.002  # seconds from telling a room of something to telling it of the next
+_BATCH_PAUSE: Final = 0.01  # the same for those who take several events in one frame
 _PLAIN: Final = Flow()
 _RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
 
@@ -303,9 +304,7 @@ class _Feed:
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
         self.replica = Replica(topic)
-        self._members: dict[Delivery, None] = {}
-        self._audience: tuple[Delivery, ...] | None = ()
-        self._paces: dict[Flow, _Pace] = {}
+        self._lanes: dict[Flow, _Lane] = {}
         self._encoded = _Encoded(-1, 0.0, "")
         self.waiters = 0
         self.generation = 0
@@ -318,38 +317,24 @@ class _Feed:
 
     @property
     def deserted(self) -> bool:
-        return not self._members and not self._paces
+        return not self._lanes
 
     def add(self, delivery: Delivery, flow: Flow) -> None:
         self.remove(delivery)
-        if flow == _PLAIN:
-            self._members[delivery] = None
-            self._audience = None
-        else:
-            pace = self._paces.get(flow)
-            if pace is None:
-                pace = self._paces[flow] = _Pace(self.topic, flow)
-            pace.add(delivery)
+        lane = self._lanes.get(flow)
+        if lane is None:
+            lane = self._lanes[flow] = _Lane(self.topic, flow)
+        lane.add(delivery)
 
     def remove(self, delivery: Delivery) -> None:
-        if delivery in self._members:
-            del self._members[delivery]
-            self._audience = None
-        for flow, pace in list(self._paces.items()):
-            if pace.remove(delivery):
-                del self._paces[flow]
+        for flow, lane in list(self._lanes.items()):
+            if lane.remove(delivery):
+                del self._lanes[flow]
 
     def tell(self, events: Sequence[Event]) -> None:
-        if not events:
-            return
-        news = News(self.topic, events)
-        if self._audience is None:
-            # Never changed, only replaced: others come and leave while it is iterated.
-            self._audience = tuple(self._members)
-        for delivery in self._audience:
-            delivery.hear(news)
-        for pace in list(self._paces.values()):
-            pace.tell(events)
+        if events:
+            for lane in list(self._lanes.values()):
+                lane.tell(events)
 
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
@@ -375,8 +360,8 @@ class _Feed:
             # Not itself: opening closes the feed when it fails.
             if task is not None and task is not asyncio.current_task():
                 task.cancel()
-        for pace in self._paces.values():
-            pace.stop()
+        for lane in self._lanes.values():
+            lane.stop()
 
 
 class _Encoded(NamedTuple):
@@ -385,29 +370,47 @@ class _Encoded(NamedTuple):
     text: str
 
 
-class _Pace:
-    """Subscribers of one topic that want at most so many frames a second, all in step: what waits is gathered once,
-    and what is sent is made once."""
+class _Lane:
+    """Subscribers of one topic who hear of it in one way, all in step: what waits is gathered once, and what is sent is
+    made once.
+
+    Whatever comes to a lane at rest is told at once. After that there is a pause, in which more may gather: a room
+    that is told of every single change while many are under way has time for nothing else.
+    """
 
     def __init__(self, topic: Topic, flow: Flow) -> None:
         self._topic = topic
         self._flow = flow
-        self._period = _BATCH_PERIOD if flow.max_rate is None else 1 / flow.max_rate
+        if flow.max_rate is not None:
+            self._pause = 1 / flow.max_rate
+        else:
+            self._pause = _BATCH_PAUSE if flow.batch else _PAUSE
         self._waiting = self._nothing()
+        self._members: dict[Delivery, None] = {}
+        # Never changed, only replaced: others come and leave while it is iterated.
+        self._audience: tuple[Delivery, ...] | None = None
         # Who joins while something waits has heard of it by its snapshot. What it has to hear is kept for itself until
         # it has heard no less and no more than the others.
-        self._members: dict[Delivery, Outbox | Log | None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._late: dict[Delivery, Outbox | Log] = {}
+        self._rests_until = 0.0
+        self._timer: asyncio.Handle | None = None
 
     def add(self, delivery: Delivery) -> None:
-        self._members[delivery] = self._nothing() if self._waiting else None
+        if self._waiting:
+            self._late[delivery] = self._nothing()
+        else:
+            self._join(delivery)
 
     def remove(self, delivery: Delivery) -> bool:
         """Whether nobody is left."""
-        self._members.pop(delivery, None)
-        if not self._members:
-            self.stop()
-        return not self._members
+        self._late.pop(delivery, None)
+        if delivery in self._members:
+            del self._members[delivery]
+            self._audience = None
+        if self._members or self._late:
+            return False
+        self.stop()
+        return True
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -415,33 +418,50 @@ class _Pace:
 
     def tell(self, events: Sequence[Event]) -> None:
         self._waiting.add(events)
-        for own in self._members.values():
-            if own is not None:
-                own.add(events)
+        for own in self._late.values():
+            own.add(events)
         if self._timer is None:
-            self._send()
+            loop = asyncio.get_running_loop()
+            if loop.time() >= self._rests_until:
+                self._send()
+            else:
+                self._timer = loop.call_at(self._rests_until, self._send)
 
     def _send(self) -> None:
         self._timer = None
-        members = list(self._members.items())
-        if not self._waiting and not any(own for _, own in members):
-            return
-        news = self._take(self._waiting)
-        for delivery, own in members:
-            if own is None:
+        if self._waiting:
+            if self._audience is None:
+                self._audience = tuple(self._members)
+            news = self._take(self._waiting)
+            for delivery in self._audience:
                 delivery.hear(news)
-                continue
-            delivery.hear(self._take(own))
-            if not own and not self._waiting and delivery in self._members:
-                self._members[delivery] = None
-        if self._members:
-            self._timer = asyncio.get_running_loop().call_later(self._period, self._send)
+        for delivery, own in list(self._late.items()):
+            if own:
+                delivery.hear(self._take(own))
+            if not own and not self._waiting and self._late.pop(delivery, None) is not None:
+                self._join(delivery)
+        self._timer = asyncio.get_running_loop().call_soon(self._let_it_out)
+
+    def _let_it_out(self) -> None:
+        # Some servers write to their sockets in the next turn of the loop, which then takes longer than the pause.
+        self._timer = asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        self._rests_until = loop.time() + self._pause
+        if self._waiting or any(self._late.values()):
+            self._timer = loop.call_at(self._rests_until, self._send)
+
+    def _join(self, delivery: Delivery) -> None:
+        self._members[delivery] = None
+        self._audience = None
 
     def _nothing(self) -> Outbox | Log:
         return Log() if self._flow.max_rate is None else Outbox()
 
     def _take(self, waiting: Outbox | Log) -> News:
-        if isinstance(waiting, Outbox) and waiting and not self._flow.batch:
+        if isinstance(waiting, Outbox) and not self._flow.batch:
             return News(self._topic, [waiting.pop()])
         return News(self._topic, waiting.pop_all())
 
