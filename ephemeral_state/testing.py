@@ -8,16 +8,20 @@ As a context manager, `with fresh_store() as clock:`; or as a pytest fixture, wi
         assert live("room:1")["typing:7"].json() == {"name": "Ann"}
         ephemeral_store.advance(5)
         assert live("room:1") == {}
+
+`kill`, `drop` and `reconnect` do to a `WebsocketCommunicator` what networks and servers do to a WebSocket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from channels.testing import WebsocketCommunicator
 from django.conf import settings
 from django.test.utils import override_settings
 
@@ -25,7 +29,7 @@ from .conf import SETTING, Settings, get_settings
 from .state import Entry, Snapshot, Topic
 from .stores import get_store
 
-__all__ = ["ManualClock", "fresh_store", "live"]
+__all__ = ["ManualClock", "assert_cleared", "drop", "fresh_store", "kill", "live", "reconnect"]
 
 _SWEEP_INTERVAL: Final = 0.05  # seconds of real time; subscribers hear so soon of what `advance` made expire
 
@@ -74,6 +78,44 @@ def live(topic: str, namespace: str = "") -> dict[str, Entry]:
     with ThreadPoolExecutor(1) as thread:
         snapshot = thread.submit(lambda: asyncio.run(_snapshot(Topic(namespace, topic)))).result()
     return {entry.key: entry for entry in snapshot.entries}
+
+
+async def assert_cleared(topic: str, key: str, *, namespace: str = "", within: float = 1.0) -> None:
+    """Fail unless the key is gone within so many seconds of real time."""
+    store = get_store()
+    deadline = time.monotonic() + within
+    while True:
+        entries = (await store.snapshot(Topic(namespace, topic))).entries
+        found = [entry for entry in entries if entry.key == key]
+        if not found:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{key!r} of {topic!r} is still there after {within} s: {found[0]}")
+        await asyncio.sleep(0.005)
+
+
+async def kill(communicator: WebsocketCommunicator) -> None:
+    """The server process of this connection dies: its consumer gets no chance to do anything, `disconnect()` is not
+    called, and what it owns is cleared as another process would do it."""
+    communicator.stop(exceptions=False)
+    if communicator.future is not None:
+        await asyncio.wait([communicator.future])
+
+
+async def drop(communicator: WebsocketCommunicator, code: int = 1006) -> None:
+    """The client is gone without a goodbye: its network, its host, its tab. What has a grace lingers."""
+    await communicator.disconnect(code=code)
+
+
+async def reconnect(communicator: WebsocketCommunicator, code: int = 1006) -> WebsocketCommunicator:
+    """The client is dropped and comes back as a new connection with the same scope. It owns nothing yet."""
+    await drop(communicator, code)
+    again = WebsocketCommunicator(communicator.application, "/")
+    again.scope = {**communicator.scope}
+    connected, refused_with = await again.connect()
+    if not connected:
+        raise AssertionError(f"the new connection was refused with {refused_with}")
+    return again
 
 
 async def _snapshot(topic: Topic) -> Snapshot:

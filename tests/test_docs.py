@@ -504,6 +504,14 @@ async def test_the_tutorials_consumer_clears_when_a_handler_raises(load: Any):
             await zoe.socket.wait()
 
 
+async def test_the_tests_of_the_tutorials_chat(load: Any):
+    module = load("tutorial.md", "chat.test_live")
+    with testing.fresh_store() as clock:
+        await module.test_nobody_stays_behind(clock)
+    with testing.fresh_store() as clock:
+        await module.test_typing_ends_by_itself_and_with_the_connection(clock)
+
+
 async def test_typing(load: Any):
     consumer = load("howto.md", "chat.typing").TypingConsumer.as_asgi()
     async with Browser(consumer) as zoe, Browser(consumer, BOB) as bob:

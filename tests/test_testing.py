@@ -4,16 +4,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.generic.websocket import AsyncJsonWebsocketConsumer, JsonWebsocketConsumer
 from channels.layers import InMemoryChannelLayer, get_channel_layer
 from channels.testing import WebsocketCommunicator
 
 from ephemeral_state import api, testing
 from ephemeral_state.conf import get_settings
-from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
+from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin, SyncEphemeralStateMixin
 from ephemeral_state.stores import get_store
 from ephemeral_state.stores.memory import MemoryStore
-from ephemeral_state.testing import ManualClock, fresh_store, live
+from ephemeral_state.testing import ManualClock, assert_cleared, drop, fresh_store, kill, live, reconnect
+
+from .waiting import until
 
 pytest_plugins = ["pytester"]
 
@@ -95,6 +97,84 @@ async def test_a_subscriber_hears_of_what_the_clock_made_expire():
         assert set(live("room")) == {"here"}
         await socket.disconnect()
         assert live("room") == {}
+
+
+ENDED: list[str] = []
+
+
+class Lingering(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
+    async def connect(self):
+        await self.accept()
+        await self.ephemeral_set("room", f"here:{self.scope['path']}", ttl=UNTIL_DISCONNECT)
+        await self.ephemeral_set("room", "lingers", ttl=UNTIL_DISCONNECT, grace=5)
+
+    async def disconnect(self, code):
+        ENDED.append(f"{code}")
+
+
+class SyncLingering(SyncEphemeralStateMixin, JsonWebsocketConsumer):
+    def connect(self):
+        self.accept()
+        self.ephemeral_set("room", f"here:{self.scope['path']}", ttl=UNTIL_DISCONNECT)
+        self.ephemeral_set("room", "lingers", ttl=UNTIL_DISCONNECT, grace=5)
+
+    def disconnect(self, code):
+        ENDED.append(f"{code}")
+
+
+@pytest.mark.parametrize("consumer", [Lingering, SyncLingering])
+async def test_connections_are_killed_dropped_and_come_back_as_they_do_in_real_life(consumer):
+    with fresh_store() as clock:
+        ENDED.clear()
+        socket = WebsocketCommunicator(consumer.as_asgi(), "/mine")
+        await socket.connect()
+        await _are_live("here:/mine", "lingers")
+        await drop(socket)
+        await assert_cleared("room", "here:/mine")
+        assert (set(live("room")), ENDED) == ({"lingers"}, ["1006"])
+        socket = WebsocketCommunicator(consumer.as_asgi(), "/mine")
+        await socket.connect()
+        await _are_live("here:/mine", "lingers")
+        first = live("room")["lingers"].client_id
+        socket = await reconnect(socket)
+        await _are_live("here:/mine", "lingers")
+        assert live("room")["lingers"].client_id != first
+        await kill(socket)
+        await assert_cleared("room", "here:/mine", within=2)
+        assert ENDED == ["1006", "1006"], "who is killed does not hear of it"
+        clock.advance(5.001)
+        await assert_cleared("room", "lingers")
+
+
+async def _are_live(*keys):
+    await until(lambda: set(live("room")) == set(keys))
+
+
+async def test_what_is_not_cleared_in_time_fails_the_test():
+    with fresh_store():
+        await api.aset("room", "k", "v")
+        with pytest.raises(AssertionError, match=r"'k' of 'room' is still there after 0\.02 s: Entry"):
+            await assert_cleared("room", "k", within=0.02)
+        await assert_cleared("room", "k", namespace="other")
+
+
+async def test_a_reconnect_that_is_refused_fails_the_test():
+    class Once(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
+        async def connect(self):
+            if ENDED:
+                await self.close()
+            else:
+                await self.accept()
+
+        async def disconnect(self, code):
+            ENDED.append("once")
+
+    with fresh_store():
+        ENDED.clear()
+        socket = WebsocketCommunicator(Once.as_asgi(), "/")
+        await socket.connect()
+        with pytest.raises(AssertionError, match="refused"):
+            await reconnect(socket)
 
 
 def test_the_fixture_comes_with_the_plugin(pytester):
