@@ -78,13 +78,16 @@ class _Base(AsyncConsumer):
 
     async def dispatch(self, message: Any) -> None:
         try:
-            await super().dispatch(message)
+            await self._ephemeral_dispatch(message)
         except ConnectionGone:
             # The client left while a handler was at work. That is no fault of the handler's, and the consumer
             # shall live to see its disconnect.
             if self._ephemeral is None or not self._ephemeral.over:
                 raise
             logger.debug("the client left while %s was handled", message["type"])
+
+    async def _ephemeral_dispatch(self, message: Any) -> None:
+        await super().dispatch(message)
 
     @classmethod
     def _overrides(cls, *hooks: str) -> bool:
@@ -294,6 +297,14 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
         await self.accept()
         await self.send(encode_hello(self.channel_name))
+
+    async def _ephemeral_dispatch(self, message: Any) -> None:
+        if message["type"] == "websocket.receive" and type(self).receive is EphemeralStateConsumer.receive:
+            # Channels would close old database connections first, by a hop to a thread for each frame. Here only the
+            # policy may use the database, and it is asked in a way that closes them.
+            await self.websocket_receive(message)
+        else:
+            await super()._ephemeral_dispatch(message)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         ref: Ref = None

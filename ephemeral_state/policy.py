@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from typing import Any, TypeAlias
 
-from channels.db import database_sync_to_async
+from channels.db import aclose_old_connections, database_sync_to_async
 from django.utils.module_loading import import_string
 
 from .conf import SETTING, get_settings
@@ -77,5 +77,7 @@ async def require(decide: Callable[..., Decision], scope: Scope, *what: str) -> 
         # A client may have found a name that the policy stumbles over. It shall not find a way in, or out.
         logger.exception("the policy failed, so the answer is no")
         allowed = False
+        # It may have been a database connection that has died; an async policy has none closed before it is asked.
+        await aclose_old_connections()
     if allowed is not True:
         raise PermissionDenied("not allowed")
