@@ -47,7 +47,8 @@ from django.test import Client
 assert "site-packages" in ephemeral_state.__file__, ephemeral_state.__file__
 assert importlib.util.find_spec("redis") is None, "the wheel brings redis along"
 names = set(Permission.objects.filter(content_type__app_label="ephemeral_state").values_list("codename", flat=True))
-assert names == {"view_entry", "delete_entry", "clear_topic", "disconnect_client"}, f"permissions after migrate: {names}"
+expected = {"view_entry", "delete_entry", "clear_topic", "disconnect_client"}
+assert names == expected, f"permissions after migrate: {names}"
 client = Client(headers={"host": "localhost"})
 client.force_login(User.objects.create_superuser("root"))
 page = client.get("/admin/ephemeral_state/entry/")

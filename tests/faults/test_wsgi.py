@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -141,3 +142,11 @@ async def test_the_admin_under_wsgi_sees_what_others_hold_and_clearing_reaches_t
         overview = (await client.get(LIST + "overview/")).text
         assert re.search(r'number">0</span> Entries', overview)
         assert re.search(r'number">1</span> Processes', overview)  # of the other one the last connection is gone
+
+        # A process that is frozen is shown as such, long before its lease is over.
+        await here.owner(servers[1], "room", "k2")
+        servers[1].send(signal.SIGSTOP)
+        async with asyncio.timeout(10):
+            while "does not renew its lease" not in (await client.get(LIST + "overview/")).text:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        servers[1].kill()
