@@ -17,7 +17,7 @@ from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
 from .protocol import Event, Flow, Ref, decode_batch, encode_snapshot
 from .replica import Replica
-from .state import Entry, Snapshot, Topic
+from .state import Entry, Revision, Snapshot, Topic
 from .stores.base import Store
 
 __all__ = ["Hub"]
@@ -87,6 +87,11 @@ class Hub:
             feed.remove(delivery)
             delivery.forget(topic)
             self._close_if_unused(feed)
+
+    def doubt(self) -> None:
+        """The store may have gone back to an earlier state: read every topic again, once all have written back."""
+        for feed in self._feeds.values():
+            feed.doubt()
 
     async def stop(self) -> None:
         """Leave all groups and end all tasks."""
@@ -223,14 +228,16 @@ class Hub:
         while True:
             asked_at = feed.replica.asking()
             snapshot = await self._store.snapshot(feed.topic)
-            if feed.must_wait_for(snapshot):
+            if feed.must_wait_for(snapshot, asked_at):
                 await asyncio.sleep(feed.patient_until - time.monotonic())
                 continue
+            if asked_at == feed.replica.revision:
+                feed.doubted = False
             self._tell(feed, feed.replica.reset(snapshot, asked_at, _now()))
-            if not feed.replica.behind:
+            if not feed.replica.behind and not feed.doubted:
                 return
             await asyncio.sleep(_PATIENCE)
-            if not feed.replica.behind:
+            if not feed.replica.behind and not feed.doubted:
                 return
 
     def _tell(self, feed: _Feed, events: Sequence[Event]) -> None:
@@ -273,7 +280,7 @@ class Hub:
         doubtful = [
             (feed, revision, feed.replica.revision)
             for feed, revision in zip(feeds, revisions, strict=True)
-            if revision is not None and not feed.replica.agrees(revision)
+            if revision is not None and not feed.agrees(revision)
         ]
         if doubtful:
             if self._went_back is not None and any(
@@ -285,7 +292,7 @@ class Hub:
             await asyncio.sleep(_DOUBT)
         for feed, revision, then in doubtful:
             # A replica that has moved on hears the stream; the next beacon asks again.
-            if feed.replica.revision == then and not feed.replica.agrees(revision) and feed.repairing is None:
+            if (feed.replica.revision == then or feed.doubted) and not feed.agrees(revision) and feed.repairing is None:
                 feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
         if None in revisions:
             raise StoreUnavailable("a part of the store does not answer")
@@ -309,6 +316,7 @@ class _Feed:
         self.waiters = 0
         self.generation = 0
         self.patient_until = 0.0
+        self.doubted = False
         self.repairing: asyncio.Task[None] | None = None
 
     @property
@@ -347,13 +355,21 @@ class _Feed:
             self._encoded = _Encoded(self.replica.version, now, text)
         return self._encoded.text
 
-    def must_wait_for(self, snapshot: Snapshot) -> bool:
-        """A store that has lost everything is being written back to: what is not there yet has not left."""
-        now = time.monotonic()
-        if self.generation and snapshot.generation != self.generation:
-            self.patient_until = now + _REASSERTION
+    def agrees(self, revision: Revision) -> bool:
+        return self.replica.agrees(revision) and not self.doubted
+
+    def doubt(self) -> None:
+        """The store may have gone back to an earlier state, from where revisions are given out again. It is being
+        written back to: what is not there yet has not left."""
+        self.doubted = True
+        self.patient_until = time.monotonic() + _REASSERTION
+
+    def must_wait_for(self, snapshot: Snapshot, asked_at: Revision) -> bool:
+        has_lost_all = self.generation and snapshot.generation != self.generation
+        if has_lost_all or (snapshot.revision < asked_at and not self.doubted):
+            self.doubt()
         self.generation = snapshot.generation
-        return now < self.patient_until
+        return asked_at.epoch > 0 and time.monotonic() < self.patient_until
 
     def cancel(self) -> None:
         for task in (self.opening, self.repairing):

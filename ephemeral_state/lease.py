@@ -63,15 +63,18 @@ class Lease:
         lease_ms: int,
         info: Callable[[], str],
         *,
+        lost: Callable[[], None],
         write_back: Callable[[], None],
         bury: Callable[[Peer], Awaitable[None]],
     ) -> None:
-        """`write_back` is called when the lease was not there any more, so that what is owned here may not be either,
-        and from time to time, for the store to keep it. `bury` is awaited with each peer found dead."""
+        """`lost` is called when the store is not as the last beat left it, so that it may lack what is owned here, or
+        have what is not any more; `write_back` from time to time, for the store to keep it. `bury` is awaited with
+        each peer found dead."""
         self._store = store
         self._node = node
         self._lease_ms = lease_ms
         self._info = info
+        self._lost = lost
         self._write_back = write_back
         self._bury = bury
         self._task: asyncio.Task[None] | None = None
@@ -94,22 +97,25 @@ class Lease:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         judge = Judge()
-        generation: int | None = None
+        before: Roll | None = None
         written = loop.time()
         failing = False
         while True:
             started = loop.time()
             try:
-                roll = await self._store.beat(self._node, self._lease_ms, self._info())
+                stamp = before.stamp if before is not None else ""
+                roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
                 failing = False
-                if generation is not None and (generation != roll.generation or not roll.held):
+                is_kept = before is None or (roll.held and roll.generation == before.generation)
+                if not is_kept:
                     logger.warning("the lease was lost, writing back what this process owns")
-                    self._write_back()
+                if not is_kept or not roll.linked:
+                    self._lost()
                     written = started
                 elif started - written > _REFRESH:
                     self._write_back()
                     written = started
-                generation = roll.generation
+                before = roll
                 await self._bury_all(judge.dead(roll, started))
             except StoreUnavailable:
                 pass  # whoever writes meets it too, and says so

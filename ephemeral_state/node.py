@@ -99,6 +99,8 @@ async def drain() -> None:
 class Member(Protocol):
     """What a node needs of a connection."""
 
+    client_id: str
+
     def end(self, *, abnormal: bool) -> asyncio.Task[None]:
         """Begin to clear what it owns."""
 
@@ -115,6 +117,7 @@ class Node:
         self.hub = self._new_hub()
         self._lease: Lease | None = None
         self._restoring: asyncio.Task[None] | None = None
+        self._restore_again = False
         self._started = time.time()
         self._members: dict[Member, None] = {}
         self._sweeping: asyncio.Task[None] | None = None
@@ -171,7 +174,8 @@ class Node:
             await self.journal.stop()
         if lease is not None:
             # Not if somebody has joined meanwhile: the new lease has the same name.
-            await lease.stop(resign=not self._owed and self._lease is None)
+            is_clean = not self._owed and self._restoring is None
+            await lease.stop(resign=is_clean and self._lease is None)
         if self._restoring is not None and not self._members:
             self._restoring.cancel()
             await asyncio.wait([self._restoring])
@@ -265,7 +269,19 @@ class Node:
 
     def _new_lease(self) -> Lease:
         lease_ms = round(self.settings.lease * 1000)
-        return Lease(self.store, self.id, lease_ms, self._info, write_back=self._restore_soon, bury=self._bury)
+        return Lease(
+            self.store,
+            self.id,
+            lease_ms,
+            self._info,
+            lost=self._lost,
+            write_back=self._restore_soon,
+            bury=self._bury,
+        )
+
+    def _lost(self) -> None:
+        self.hub.doubt()
+        self._restore_soon()
 
     def _info(self) -> str:
         return json.dumps(
@@ -287,7 +303,8 @@ class Node:
 
     def _restore_soon(self) -> None:
         self.journal.again()
-        if self._restoring is None and self._belongings:
+        self._restore_again = True
+        if self._restoring is None and self._belongings is not None:
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
 
     async def _restore(self) -> None:
@@ -296,14 +313,26 @@ class Node:
         assert belongings is not None
         try:
             await asyncio.sleep(random.random() * _JITTER)
-            failed = True
-            while failed:
+            while self._restore_again:
+                self._restore_again = False
                 outcomes = await self._writer.put_ahead(lambda: belongings.restores(time.monotonic() * 1000))
                 failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
-                if failed:
+                if failed or not await self._drop_strangers():
+                    self._restore_again = True
                     await asyncio.sleep(_RETRY)
         finally:
             self._restoring = None
+
+    async def _drop_strangers(self) -> bool:
+        """End those who have left, if a store that went back to an earlier state has them still. False if it fails."""
+        try:
+            clients = await self.store.clients(self.id)
+            here = {member.client_id for member in self._members}
+            drops = [self.write(Drop(client, abnormal=True)) for client in clients if client not in here]
+            await asyncio.gather(*drops)
+        except StoreUnavailable:
+            return False
+        return True
 
     # Expiry
 

@@ -222,10 +222,14 @@ class Roll(NamedTuple):
 
     generation: int
     held: bool
-    """The lease was still there. If not, peers may have cleared what this node's clients own."""
+    """The lease was there, and as this node left it. If not, peers may have cleared what this node's clients own, or
+    the store has gone back to an earlier state."""
     linked: bool
-    """This node's own connection was seen open. If not, neither may those of peers that are alive."""
+    """This node's own connection was seen open. If not, neither may those of peers that are alive, and another server
+    may have taken the place of the one that knew it."""
     peers: Sequence[Peer] = ()
+    stamp: str = ""
+    """Of this node's own lease, for the next beat."""
 
 
 class Page(NamedTuple):

@@ -1,8 +1,10 @@
 import asyncio
 import json
 import random
+import time
 
 import pytest
+from channels_redis.core import RedisChannelLayer
 
 from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct
@@ -13,6 +15,7 @@ from ephemeral_state.state import Clear, Limits, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 
 from .lossy import LossyLayer
+from .redis_server import RedisServer
 from .waiting import settle, until
 
 TOPIC = Topic("", "room")
@@ -378,6 +381,29 @@ async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_
     rig.store.revisions = revisions
     await until(lambda: "lost" in clients[0].view)
     await rig.hub.stop()
+
+
+@pytest.mark.redis
+async def test_a_layer_that_hangs_fails_who_joins_within_two_seconds_and_lets_in_who_comes_later():
+    with RedisServer() as server:
+        store, layer = MemoryStore(Limits()), RedisChannelLayer(hosts=[server.url])
+        hub = Hub(store, layer, beacon_interval=3600)
+        await hub.follow(Topic("", "first"), Client().delivery)
+        server.stop()
+        try:
+            began = time.monotonic()
+            results = await asyncio.gather(
+                *(hub.follow(Topic("", f"{n}"), Client().delivery) for n in range(5)), return_exceptions=True
+            )
+            assert time.monotonic() - began < 4
+            assert [str(result) for result in results] == ["the channel layer does not answer"] * 5
+        finally:
+            server.cont()
+        client = Client()
+        await hub.follow(Topic("", "0"), client.delivery)
+        assert len(client.frames) == 1
+        await hub.stop()
+        await layer.close_pools()
 
 
 async def test_messages_that_cannot_be_read_are_ignored_and_what_they_said_is_repaired(rig, caplog):

@@ -8,12 +8,16 @@ import pytest
 from ephemeral_state import node as node_module
 from ephemeral_state.broadcast import group_name
 from ephemeral_state.conf import Settings
+from ephemeral_state.connection import Connection
+from ephemeral_state.delivery import Direct
 from ephemeral_state.errors import PayloadTooLarge, StoreUnavailable, TooManyKeys
 from ephemeral_state.node import Node, wait_in
 from ephemeral_state.state import UNTIL_DISCONNECT, Clear, Drop, Limits, Restore, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
+from ephemeral_state.stores.redis import RedisStore
 
 from .lossy import LossyLayer
+from .redis_server import RedisServer
 from .waiting import settle, until
 
 TOPIC = Topic("", "t")
@@ -243,6 +247,39 @@ async def test_waiting_for_a_loop_inside_a_loop_is_refused_at_once():
 def test_until_disconnect_has_no_deadline():
     assert repr(UNTIL_DISCONNECT) == "UNTIL_DISCONNECT"
     assert Limits().lifetime_ms(None) is None
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("is_frozen", [False, True])
+async def test_a_lease_is_given_back_only_by_a_node_that_owes_nothing(is_frozen, layer, monkeypatch):
+    monkeypatch.setattr(node_module, "_RETRY", 0.05)
+    with RedisServer() as server:
+        node = Node(Settings(), RedisStore(Limits(), url=server.url, prefix="p", timeout=0.5))
+
+        def leases():
+            return server.command("ZRANGE", "{p:0}:leases", 0, -1)
+
+        connection = Connection("ann", node, Direct(None, None))
+        await until(leases)
+        async with asyncio.timeout(10):
+            while True:  # Redis has only just started
+                try:
+                    await connection.set(TOPIC, "k", ttl=UNTIL_DISCONNECT)
+                    break
+                except StoreUnavailable:
+                    pass
+        if is_frozen:
+            server.stop()
+        try:
+            await connection.end(abnormal=False)
+        finally:
+            server.cont()
+        assert leases() == ([node.id.encode()] if is_frozen else [])
+        await until(lambda: node.idle)
+        # Whoever dies while it owes something is buried by the others: its lease runs out.
+        assert leases() == ([node.id.encode()] if is_frozen else [])
+        assert await live(node) == {}
+        await node.store.close()
 
 
 async def test_whoever_is_leaving_when_things_are_written_back_does_not_come_back(layer, monkeypatch):

@@ -148,8 +148,9 @@ class Store(ABC):
         A page may be short, even empty, and still have a cursor. Raises `ValueError` for a foreign cursor.
         """
 
-    async def beat(self, node: str, lease_ms: int, info: str) -> Roll:
-        """Renew the node's lease for `lease_ms` and read those of all others. `info` is JSON, for people.
+    async def beat(self, node: str, lease_ms: int, info: str, stamp: str = "") -> Roll:
+        """Renew the node's lease for `lease_ms` and read those of all others. `info` is JSON, for people; `stamp` is
+        that of the last beat that was answered.
 
         A store of one process, as this default has it, knows of no others.
         """
@@ -168,6 +169,10 @@ class Store(ABC):
 
     async def nodes(self) -> Sequence[NodeStatus]:
         """All nodes that hold a lease or are being buried, as they are: nothing is renewed."""
+        return ()
+
+    async def clients(self, node: str) -> Sequence[str]:
+        """The clients whose connections the node holds, as far as the store knows."""
         return ()
 
     async def homes(self, clients: Sequence[str]) -> Mapping[str, str]:

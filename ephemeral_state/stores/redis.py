@@ -228,11 +228,11 @@ class RedisStore(Store):
         entries = await self._with_payloads(found, until)
         return Page(entries, wire.pack_cursor(number, after) if number <= last else "")
 
-    async def beat(self, node: str, lease_ms: int, info: str) -> Roll:
+    async def beat(self, node: str, lease_ms: int, info: str, stamp: str = "") -> Roll:
         """Two round trips. A node is linked while Redis sees it subscribed to a channel of its own: when the process
         is killed, that ends at once."""
         until = self._until()
-        data = await self._run(_BEAT, 0, until, node.encode(), lease_ms, info.encode(), self._ttls[0])
+        data = await self._run(_BEAT, 0, until, node.encode(), lease_ms, info.encode(), self._ttls[0], stamp.encode())
         roll = wire.read_roll(data, {})
         async with reaching(until, self._timeout):
             names = [node, *(peer.node for peer in roll.peers)]
@@ -273,6 +273,13 @@ class RedisStore(Store):
 
     async def nodes(self) -> Sequence[NodeStatus]:
         return wire.read_nodes(await self._run(_NODES, 0, self._until()))
+
+    async def clients(self, node: str) -> Sequence[str]:
+        until = self._until()
+        numbers = range(len(self._roots))
+        answers = await asyncio.gather(*(self._run(_CLIENTS, number, until, node.encode()) for number in numbers))
+        names = {name for data in answers for name in wire.read_sizeds(data)}
+        return [name.decode(errors="surrogatepass") for name in names]
 
     async def homes(self, clients: Sequence[str]) -> Mapping[str, str]:
         until = self._until()
@@ -519,6 +526,7 @@ _APPLY = Script("apply")
 _BEAT = Script("beat")
 _BROWSE = Script("browse")
 _BURY = Script("bury")
+_CLIENTS = Script("clients")
 _COUNT = Script("count")
 _COUNTS = Script("counts")
 _HISTORY = Script("history")

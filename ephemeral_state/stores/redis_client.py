@@ -104,8 +104,8 @@ class Connection:
             self._link = await self._subscribed(client, channels[0])
         counts = [count for _, count in await client.pubsub_numsub(*channels)]
         if not counts[0]:  # somebody cut it: at once again, for others may be looking
-            link, self._link = self._link, None
-            await link.aclose()  # type: ignore[no-untyped-call]
+            # Kept until there is another one: if that fails, the next call tells that it was cut.
+            await self._link.aclose()  # type: ignore[no-untyped-call]
             self._link = await self._subscribed(client, channels[0])
         return [count > 0 for count in counts]
 

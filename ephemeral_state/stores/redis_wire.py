@@ -162,14 +162,16 @@ def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
     now, generation = _REVISION.unpack_from(data)
     fields = list(read_sizeds(data, 16))
     values = dict(zip(fields[::2], fields[1::2], strict=True))
-    epoch, revision = _REVISION.unpack(values.get(b"", bytes(16)))
+    stored = values.get(b"", b"")
+    epoch, revision = _REVISION.unpack(stored if len(stored) == 16 else bytes(16))
     entries: list[Entry] = []
     # UTF-8 sorts as the decoded text does; sorting what is left to sort is cheaper in bytes.
     for field in sorted(values):
-        if field[:1] == b"h":
+        payload = values.get(b"p" + field[1:])
+        # Without a payload, or with something else for a header, it is no entry: only the doctor sees that.
+        if field[:1] == b"h" and payload is not None and len(values[field]) >= _HEADER_SIZE:
             client, left = _read_header(values[field], now)
             if left is None or left > 0:
-                payload = values[b"p" + field[1:]]
                 entries.append(Entry(topic, field[1:].decode(), client, payload, _ms(left)))
     return Snapshot(topic, Revision(int(epoch), int(revision)), entries, int(generation))
 
@@ -181,14 +183,14 @@ def read_revisions(data: bytes) -> list[Revision]:
 def read_roll(data: bytes, linked: Mapping[str, bool]) -> Roll:
     """The reply of `beat.lua`. `linked`: per node, whether its channel has a subscriber; others count as linked."""
     generation, held = _ROLL.unpack_from(data)
+    own, at = _sized(data, _ROLL.size)
     peers: list[Peer] = []
-    at = _ROLL.size
     while at < len(data):
         (left,) = _NUMBER.unpack_from(data, at)
         stamp, at = _sized(data, at + 8)
         node, at = _sized(data, at)
         peers.append(Peer(node.decode(), left, linked.get(node.decode(), True), stamp.decode()))
-    return Roll(int(generation), bool(held), True, peers)
+    return Roll(int(generation), bool(held), True, peers, own.decode())
 
 
 def read_claim(data: bytes) -> float:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import signal
 import time
 
 import pytest
 
+from ephemeral_state.management import doctor
+from ephemeral_state.management.checkup import Checkup
+from ephemeral_state.state import Topic
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
+from .client import BulkClient
 from .cluster import Cluster, cluster
+from .server import Server
 
 pytestmark = [pytest.mark.redis, pytest.mark.faults]
 
@@ -118,3 +125,49 @@ async def test_losing_it_again_while_it_is_being_written_back_changes_nothing(re
         hang_up(redis_server)
         await here.settle(BACK_WITHIN, owned)
         assert not any(watcher.views["room"].heard["clears"] for watcher in watchers)
+
+
+async def test_a_redis_that_comes_back_slightly_older_has_no_ghost_and_lacks_nothing(redis_server):
+    async with cluster(redis_server.url) as here:
+        servers = [here.start() for _ in range(3)]
+        watchers = [await watching(here, server) for server in servers[:2]]
+        leavers = [await here.owner(servers[n % 3], "room", f"leaver {n}") for n in range(6)]
+        stayers = [await here.owner(servers[n % 2], "room", f"stayer {n}", f"given {n}") for n in range(6)]
+        redis_server.command("SAVE")
+        for leaver in leavers:
+            await leaver.leave(random.Random(leavers.index(leaver)))
+            del here.clients[leaver]
+        servers[2].send(signal.SIGTERM)
+        assert await asyncio.to_thread(servers[2].wait, 10) in (0, -signal.SIGTERM)
+        owned = {f"stayer {n}": stayer.client_id for n, stayer in enumerate(stayers)}
+        for n, stayer in enumerate(stayers):
+            taker, payload = stayers[n - 1], f"{stayers[n - 1].client_id} 2"
+            assert await taker.do(["set", "room", f"given {n}", payload, None]) == {}
+            owned[f"given {n}"] = taker.client_id
+            assert await stayer.do(["set", "room", f"stayer {n}", f"{stayer.client_id} 3", None]) == {}
+        for n in range(4):
+            owned[f"new {n}"] = (await here.owner(servers[n % 2], "room", f"new {n}")).client_id
+        await here.settle(5, owned)
+        before = await here.truth()
+        for watcher in watchers:
+            assert watcher.views["room"].heard["clears"] == len(leavers)
+        life = (await here.store.snapshot(Topic("", "room"))).generation
+        redis_server.kill()
+        redis_server.start()
+        took = await here.settle(BACK_WITHIN, owned)
+        print(f"as before {took:.2f} s after Redis has answered")
+        assert await here.truth() == before
+        assert (await here.store.snapshot(Topic("", "room"))).generation == life  # it was not empty
+        await asyncio.sleep(max(0, BACK_WITHIN - took))  # whatever else is done about it
+        await here.settle(1, owned)
+        for watcher in watchers:
+            assert not watcher.views["room"].disconnected.keys() & owned.keys()
+        assert await doctor._confirmed(Checkup(here.store)) == []
+
+
+async def watching(here: Cluster, server: Server) -> BulkClient:
+    """It may be told values again, and of owners that have left."""
+    watcher = await BulkClient.connect(server.url, lost=True)
+    here.clients[watcher] = server
+    await watcher.subscribe("room")
+    return watcher

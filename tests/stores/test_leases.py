@@ -8,6 +8,7 @@ import pytest
 
 from ephemeral_state.state import Drop, Limits, Peer, Restore, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
+from tests.redis_server import RedisServer
 
 from .world import ROOM, World, runs
 
@@ -238,6 +239,65 @@ async def test_a_key_that_was_first_set_for_a_client_is_its_nodes_once_the_clien
     await shared.changes(Set("c", ROOM, "k", b"", 60_000), Set("c", ROOM, "k", b"", None, "n"))
     shared.advance(20_000)
     assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+
+
+@runs
+async def test_a_lease_that_is_not_as_its_node_left_it_is_not_held(shared: World, redis_url: str, prefix: str) -> None:
+    import redis
+
+    first = await shared.store.beat("n", 1000, "{}")
+    shared.advance(1)
+    second = await shared.store.beat("n", 1000, "{}", first.stamp)
+    assert second.held
+    assert second.stamp != first.stamp
+    with redis.Redis.from_url(redis_url) as client:  # as if it had gone back to where it was before
+        client.zadd(f"{{{prefix}:0}}:leases", {"n": float(first.stamp)})
+    assert not (await shared.store.beat("n", 1000, "{}", second.stamp)).held
+
+
+@runs
+async def test_it_is_known_who_is_at_home_at_a_node(shared: World) -> None:
+    sets = [Set(f"c{n}", Topic("", f"{n}"), "k", b"", None, "n" if n % 2 else "m") for n in range(20)]
+    await shared.changes(*sets, Drop("c1"))
+    assert sorted(await shared.store.clients("n")) == sorted(f"c{n}" for n in range(3, 20, 2))
+    assert await shared.store.clients("nobody") == []
+
+
+@runs
+async def test_an_older_value_of_its_own_owner_is_no_reason_not_to_write_back(shared: World) -> None:
+    before = await shared.set("c", "k", b"old")
+    lost = Restore("c", ROOM, "k", b"new", None, "n", Revision(before.epoch, before.revision + 7))
+    assert [change.payload for change in await shared.changes(lost)] == [b"new"]
+    assert await shared.changes(lost) == []
+    assert [entry.payload for entry in await shared.entries()] == [b"new"]
+
+
+@runs
+async def test_a_client_that_was_dropped_and_sets_its_key_again_is_at_home_again(shared: World) -> None:
+    await beat(shared, "n")
+    await shared.changes(Set("c", ROOM, "k", b"", 1000, "n", grace_ms=5000), Drop("c", abnormal=True))
+    await shared.changes(Set("c", ROOM, "k", b"", None, "n"))
+    shared.advance(20_000)
+    assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+
+
+@runs
+async def test_a_link_that_was_cut_is_told_and_made_again() -> None:
+    from ephemeral_state.stores.redis import RedisStore
+    from tests.conformance import ManualClock
+
+    with RedisServer() as server:
+        worlds = [World(RedisStore(Limits(), url=server.url, timeout=20), ManualClock()) for _ in range(2)]
+        one, other = (world.store for world in worlds)
+
+        async def linked() -> tuple[list[bool], list[bool]]:
+            rolls = [await one.beat("one", 60_000, "{}"), await other.beat("other", 60_000, "{}")]
+            return [roll.linked for roll in rolls], [peer.linked for peer in rolls[1].peers]
+
+        assert await linked() == ([True, True], [True])
+        server.command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert await linked() == ([False, False], [True])
+        assert await linked() == ([True, True], [True])
 
 
 @runs

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import redis
 
 from ephemeral_state.errors import NotConfigured, StoreUnavailable
 from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
+from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
 from tests.stores.world import ROOM, World, runs
 
@@ -208,6 +211,57 @@ async def test_a_sweep_asks_each_entry_for_its_deadline(world, server, prefix):
     assert not (await world.store.sweep()).changes
     assert await world.keys() == ["k"]
     assert server.zscore(deadlines, entry) > 10**15
+
+
+@pytest.mark.parametrize("harm", ["no payload", "no header", "no real header"])
+@runs
+async def test_half_an_entry_is_none_and_harms_no_other(world, server, prefix, topic_key, harm):
+    await world.changes(Set("ann", ROOM, "k", b"x", 1), Set("ann", ROOM, "l", b"y"), Set("ann", OTHER, "k", b"z"))
+    if harm == "no real header":
+        server.hset(topic_key(ROOM), "hk", "short")
+    else:
+        server.hdel(topic_key(ROOM), "pk" if harm == "no payload" else "hk")
+    assert await world.keys() == ["l"]
+    await world.changes(Clear("bob", ROOM, "k"), Set("bob", ROOM, "m"))
+    deadline = time.monotonic() + 5
+    while server.zscore(f"{{{prefix}:0}}:deadlines", wire.topic_id(ROOM) + b"k") is not None:
+        await world.store.sweep()
+        assert time.monotonic() < deadline
+    assert await world.keys() == ["l", "m"]
+    await world.set("bob", "k", b"new")
+    assert await world.keys() == ["k", "l", "m"]
+    assert sorted((change.topic.name, change.key) for change in await world.drop("ann")) == [
+        ("other", "k"),
+        ("room", "l"),
+    ]
+
+
+@pytest.mark.parametrize("member", [b"", b"garbage", b"\0\0", b"n\0\0t", b"n\0\0t\0\0\xff", b"\0" * 9])
+@runs
+async def test_a_malformed_member_of_an_index_breaks_nothing(world, server, prefix, client_key, member):
+    await world.changes(Set("ann", ROOM, "k", b"x", 1), Set("bob", ROOM, "l"))
+    server.zadd(f"{{{prefix}:0}}:deadlines", {member: 1})
+    server.zadd(f"{{{prefix}:0}}:index", {member: 0})
+    server.sadd(client_key("bob"), member)
+    deadline = time.monotonic() + 5
+    changes = []
+    while not changes:
+        changes += (await world.store.sweep()).changes
+        assert time.monotonic() < deadline
+    assert [change.key for change in changes] == ["k"]
+    assert [entry.key for entry in (await world.store.browse(search="o")).entries] == ["l"]
+    assert [change.key for change in await world.drop("bob")] == ["l"]
+    assert await world.store.count() == 0
+
+
+@runs
+async def test_a_revision_that_is_none_begins_anew_and_harms_no_other(world, server, topic_key):
+    await world.changes(Set("ann", ROOM, "k"), Set("ann", OTHER, "k"))
+    server.hset(topic_key(ROOM), "", "short")
+    assert [revision.revision for revision in await world.store.revisions([ROOM, OTHER])] == [0, 1]
+    assert await world.keys() == ["k"]
+    assert (await world.set("ann", "k")).revision == 1
+    assert len(await world.drop("ann")) == 2
 
 
 @pytest.mark.parametrize("partitions", [1, 8])

@@ -65,6 +65,7 @@ local function set(ttl_ms, elsewhere, client, topic, key, payload, node, grace_m
   if failed(found) then
     return refused(found, tkey)
   end
+  found[2] = as_header(found[2])
   if not found[2] or owner_of(found[2]) ~= client then
     local owned = redis.pcall('SCARD', ckey)
     if failed(owned) then
@@ -81,7 +82,7 @@ end
 -- Whether an entry that is not here was lost, or cleared because its node was thought dead; otherwise somebody who had
 -- the right to has cleared it.
 local function is_missed(stored, entry, client, node, stamp_epoch, stamp_revision)
-  if not stored or stamp_epoch < generation() then
+  if not stored or #stored ~= 16 or stamp_epoch < generation() then
     return true
   end
   local epoch, revision = struct.unpack('>dd', stored)
@@ -97,11 +98,12 @@ local function restore(ttl_ms, client, topic, key, payload, node, grace_ms, epoc
   if failed(found) then
     return refused(found, tkey)
   end
+  found[2] = as_header(found[2])
   local owned = redis.pcall('SCARD', ckey)
   if failed(owned) then
     return refused(owned, ckey)
   end
-  if found[2] and owner_of(found[2]) == client and grace_of(found[2]) >= 0 then
+  if found[2] and owner_of(found[2]) == client and grace_of(found[2]) >= 0 and is_newer(found[2], epoch, revision) then
     -- It is there. Only its last resort, and its home, are put off.
     put_due(topic .. key, math.min(deadline_of(found[2]), now + key_ttl_ms * 1000))
     move_home(now, client, node, key_ttl_ms)
@@ -123,7 +125,7 @@ local function clear(client, topic, key)
   if failed(head) then
     return refused(head, topic_key(topic))
   end
-  if not head or owner_of(head) ~= client then
+  if not as_header(head) or owner_of(head) ~= client then
     return NOTHING
   end
   return changed(struct.unpack('>dd', remove(now, topic, key, client)))

@@ -2,10 +2,10 @@
 --
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
 --   ARGV[2]  node        ARGV[3]  ms that the lease is to last        ARGV[4]  what people may want to know, JSON
---   ARGV[5]  ms after which an untouched key of ours goes
+--   ARGV[5]  ms after which an untouched key of ours goes        ARGV[6]  the stamp that the lease must have; empty: any
 --
--- Returns, packed: generation, 1 if the lease was still there; then per other node: ms left, stamp, name. A node that
--- is being buried has no ms left.
+-- Returns, packed: generation, 1 if the lease was there with that stamp, its new stamp; then per other node: ms left,
+-- stamp, name. A node that is being buried has no ms left.
 
 local now = now_us()
 keep_generation(ARGV[5])
@@ -16,7 +16,8 @@ for _, key in ipairs({LEASES, NODES, node_key(ARGV[2]), who_key(ARGV[2]), HOMES}
   redis.call('PEXPIRE', key, ARGV[5])
 end
 
-local out = {struct.pack('>dB', generation(), held and 1 or 0)}
+local is_as_left = held and (ARGV[6] == '' or held == ARGV[6])
+local out = {struct.pack('>dB', generation(), is_as_left and 1 or 0) .. sized(redis.call('ZSCORE', LEASES, ARGV[2]))}
 local function add(leases, is_dying)
   for index = 1, #leases, 2 do
     if leases[index] ~= ARGV[2] then

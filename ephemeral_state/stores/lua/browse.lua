@@ -8,9 +8,7 @@
 
 local out = {struct.pack('>d', now_us())}
 for _, entry in ipairs(redis.call('ZRANGEBYLEX', INDEX, ARGV[2], ARGV[3], 'LIMIT', 0, ARGV[4])) do
-  local topic, key = split(entry)
-  local head = redis.pcall('HGET', topic_key(topic), 'h' .. key)
   out[#out + 1] = sized(entry)
-  out[#out + 1] = sized((failed(head) or not head) and '' or head)
+  out[#out + 1] = sized(get_header(split(entry)) or '')
 end
 return table.concat(out)

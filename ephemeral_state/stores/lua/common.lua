@@ -84,9 +84,16 @@ local function sized(bytes)
   return struct.pack('>I4', #bytes) .. bytes
 end
 
+-- The topic and the key of an entry; nothing of what is none, though an index has it.
 local function split(entry)
   local _, namespace_end = string.find(entry, '\0\0', 1, true)
+  if not namespace_end then
+    return nil
+  end
   local _, topic_end = string.find(entry, '\0\0', namespace_end + 1, true)
+  if not topic_end then
+    return nil
+  end
   return string.sub(entry, 1, topic_end), string.sub(entry, topic_end + 1)
 end
 
@@ -94,6 +101,11 @@ local HEADER_SIZE = 40
 
 local function header(deadline, epoch, revision, grace, kept, owner)
   return struct.pack('>ddddd', deadline, epoch, revision, grace, kept) .. owner
+end
+
+-- What stands in place of a header, if it is one: to everybody but the doctor an entry with another is not there.
+local function as_header(stored)
+  return stored and #stored >= HEADER_SIZE and stored or false
 end
 
 local function owner_of(head)
@@ -134,7 +146,7 @@ end
 
 -- The epoch and revision that the next change of a topic gets, from what is stored under ''.
 local function next_revision(stored, now)
-  if not stored then
+  if not stored or #stored ~= 16 then
     return math.max(1, math.floor(now)), 1
   end
   local epoch, revision = struct.unpack('>dd', stored)
@@ -191,6 +203,12 @@ local function remove(now, topic, key, owner)
   return struct.pack('>dd', epoch, revision) .. sized(topic) .. sized(key) .. sized(owner)
 end
 
+-- The header of an entry; false where there is none, also for want of a topic and a key.
+local function get_header(topic, key)
+  local head = topic and redis.pcall('HGET', topic_key(topic), 'h' .. key)
+  return not failed(head) and as_header(head)
+end
+
 -- Forget an entry that the indexes know but that is not there any more: its topic was evicted or deleted.
 local function forget(entry)
   take_due(entry)
@@ -221,12 +239,15 @@ local function linger(now, topic, key, head)
   if grace <= 0 then
     return grace < 0
   end
-  local till = now + grace * 1000
-  if till < deadline then
-    local left = header(till, epoch, revision, -1, kept, owner_of(head))
-    if failed(redis.pcall('HSET', topic_key(topic), 'h' .. key, left)) then
-      return false
-    end
+  local till, owner = now + grace * 1000, owner_of(head)
+  local is_shorter = till < deadline
+  -- Its owner has no home any more, also if it ends by itself before its grace does.
+  local left = is_shorter and header(till, epoch, revision, -1, kept, owner)
+    or header(deadline, epoch, revision, grace, -math.huge, owner)
+  if failed(redis.pcall('HSET', topic_key(topic), 'h' .. key, left)) then
+    return false
+  end
+  if is_shorter then
     put_due(topic .. key, till)
   end
   return true
@@ -243,14 +264,14 @@ local function drop_client(now, client, abnormal, buried)
   end
   local changes = {}
   for _, entry in ipairs(entries) do
-    local topic, key = split(entry)
-    local head = redis.pcall('HGET', topic_key(topic), 'h' .. key)
-    if failed(head) or not head then
+    local head = get_header(split(entry))
+    if not head then
       forget(entry)
       redis.call('SREM', ckey, entry)
     elseif owner_of(head) ~= client then
       redis.call('SREM', ckey, entry)
     else
+      local topic, key = split(entry)
       if not (abnormal and linger(now, topic, key, head)) then
         changes[#changes + 1] = remove(now, topic, key, client)
       end

@@ -12,6 +12,6 @@ while position <= #ARGV[2] do
   local topic
   topic, position = struct.unpack('>I4c0', ARGV[2], position)
   local stored = redis.pcall('HGET', topic_key(topic), '')
-  out[#out + 1] = (failed(stored) or not stored) and UNKNOWN or stored
+  out[#out + 1] = (failed(stored) or not stored or #stored ~= 16) and UNKNOWN or stored
 end
 return table.concat(out)

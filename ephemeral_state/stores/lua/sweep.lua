@@ -14,8 +14,8 @@ local changes = {}
 local before = '(' .. string.format('%.17g', now)
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', before, 'LIMIT', 0, ARGV[2])) do
   local topic, key = split(entry)
-  local head = redis.pcall('HGET', topic_key(topic), 'h' .. key)
-  if failed(head) or not head then
+  local head = get_header(topic, key)
+  if not head then
     forget(entry)
   else
     -- An entry without a deadline is here when its last resort has come: its owner can only be gone.
