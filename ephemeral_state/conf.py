@@ -99,10 +99,9 @@ def _fault(name: str, value: object) -> str:
     if name in _SECONDS:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"must be a number of seconds, not {type(value).__name__}"
-        if not math.isfinite(value) or value < 0.001:
-            return f"must be a finite number of at least 0.001 seconds, not {value!r}"
-        if name == "lease" and value < _MIN_LEASE:
-            return f"must be at least {_MIN_LEASE} seconds, three beats, not {value!r}"
+        least, why = (_MIN_LEASE, ", three beats") if name == "lease" else (0.001, "")
+        if not math.isfinite(value) or value < least:
+            return f"must be a finite number of at least {least} seconds{why}, not {value!r}"
     elif name in _COUNTS:
         if isinstance(value, bool) or not isinstance(value, int):
             return f"must be a whole number, not {type(value).__name__}"

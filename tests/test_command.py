@@ -477,6 +477,29 @@ def test_garbage_ends_with_code_2_and_changes_nothing(shell, arguments):
 
 
 @pytest.mark.redis
+def test_a_wrong_lease_keeps_a_shared_store_as_it_is(tmp_path, shell, redis_url, prefix):
+    api.set("room", "k")
+    (tmp_path / "wrong").mkdir()
+    wrong = Shell(tmp_path / "wrong", redis_url, prefix, LEASE=1)
+    for arguments in (("doctor", "--fix"), ("clear", "room", "--yes")):
+        said = wrong.run(*arguments, code=2)
+        assert said.startswith("CommandError: EPHEMERAL_STATE['LEASE'] must be ")
+        assert len(said.splitlines()) == 1
+    assert len(api.list("room")) == 1
+
+
+@pytest.mark.redis
+def test_a_redis_that_says_nothing_ends_the_doctor_in_time_with_code_2(tmp_path):
+    with RedisServer() as server:
+        shell = Shell(tmp_path, server.url, "p")
+        server.stop()
+        try:
+            assert shell.run("doctor", "--fix", code=2) == "CommandError: Redis did not answer within 2 s\n"
+        finally:
+            server.cont()
+
+
+@pytest.mark.redis
 @pytest.mark.parametrize("arguments", [("list",), ("watch", "room"), ("clear", "r"), ("processes",), ("doctor",)])
 def test_without_redis_it_ends_with_code_2_and_one_line(tmp_path, arguments):
     with RedisServer() as server:
@@ -487,9 +510,20 @@ def test_without_redis_it_ends_with_code_2_and_one_line(tmp_path, arguments):
     assert len(said.splitlines()) == 1
 
 
-def test_a_wrong_lease_ends_with_code_2_and_one_line(tmp_path):
-    said = Shell(tmp_path, "redis://localhost", "p", LEASE=1).run("doctor", code=2)
-    assert said == "CommandError: EPHEMERAL_STATE['LEASE'] must be at least 1.5 seconds, three beats, not 1\n"
+@pytest.mark.parametrize(
+    ("lease", "part"),
+    [
+        (1.4, "must be a finite number of at least 1.5 seconds, three beats, not 1.4"),
+        (0, "must be a finite number of at least 1.5 seconds, three beats, not 0"),
+        (-12, "must be a finite number of at least 1.5 seconds, three beats, not -12"),
+        ("12", "must be a number of seconds, not str"),
+        (None, "must be a number of seconds, not NoneType"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [("doctor", "--fix"), ("clear", "room", "--yes")])
+def test_a_wrong_lease_ends_with_code_2_and_one_line(settings, lease, part, arguments):
+    settings.EPHEMERAL_STATE = {"LEASE": lease}
+    assert refused(*arguments) == f"EPHEMERAL_STATE['LEASE'] {part}"
 
 
 def section(heading):

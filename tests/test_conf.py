@@ -111,7 +111,7 @@ def test_all_faults_are_said_at_once():
 
 
 def test_a_lease_must_last_three_beats():
-    assert "must be at least 1.5 seconds" in fault({"LEASE": 1.49})
+    assert "at least 1.5 seconds, three beats, not 1.49" in fault({"LEASE": 1.49})
 
 
 @pytest.mark.parametrize("given", [{"MAX_TTL": 59}, {"DEFAULT_TTL": 1801}, {"DEFAULT_TTL": 6, "MAX_TTL": 5}])
