@@ -50,7 +50,7 @@ def wait_until_quiet(redis: RedisServer) -> None:
     while True:
         time.sleep(1)
         after = operations(redis)
-        if sum(after.values()) - sum(before.values()) <= 2 * MOST * PROCESSES or time.monotonic() > deadline:
+        if sum(after.values()) - sum(before.values()) <= 0.7 * MOST * PROCESSES or time.monotonic() > deadline:
             return
         before = after
 

@@ -252,7 +252,26 @@ async def test_a_lease_that_is_not_as_its_node_left_it_is_not_held(shared: World
     assert second.stamp != first.stamp
     with redis.Redis.from_url(redis_url) as client:  # as if it had gone back to where it was before
         client.zadd(f"{{{prefix}:0}}:leases", {"n": float(first.stamp)})
-    assert not (await shared.store.beat("n", 1000, "{}", second.stamp)).held
+    told = await shared.store.beat("n", 1000, "{}", second.stamp)
+    assert not told.held
+    assert (await shared.store.beat("n", 1000, "{}", told.stamp)).held
+
+
+@runs
+async def test_a_lost_answer_is_no_lost_lease_unless_it_said_so(shared: World) -> None:
+    stamp = (await shared.store.beat("n", 1000, "{}")).stamp
+    for _ in range(3):
+        shared.advance(1)
+        assert (await shared.store.beat("n", 1000, "{}", stamp)).held  # and the node never hears of it
+    await shared.store.resign("n")
+    for _ in range(3):
+        shared.advance(1)
+        roll = await shared.store.beat("n", 1000, "{}", stamp)
+        assert not roll.held
+    for _ in range(2):
+        shared.advance(1)
+        roll = await shared.store.beat("n", 1000, "{}", roll.stamp)
+        assert roll.held
 
 
 @runs
