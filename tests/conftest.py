@@ -7,10 +7,13 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections
 
-from ephemeral_state import node
+from ephemeral_state import background, node
 
 # A shell ignores it for what it runs in the background, and servers that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The thread for sync callers ends soon after the test that needed it, and not within the next one.
+background._LINGER = 0.05
 
 _NEVER_SKIPPED_IN_CI = {"redis", "faults", "browser"}
 
