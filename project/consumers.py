@@ -1,4 +1,4 @@
-"""The chat: an ordinary Channels consumer with one class mixed in. What a project writes is all here."""
+"""The chat: the ready-made consumer, and frames of its own on the same socket. What a project writes is all here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from channels.generic.websocket import AsyncJsonWebsocketConsumer
-
-from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
+from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateConsumer
 from ephemeral_state.errors import EphemeralStateError
 
 from .models import KEPT, Message, Room
@@ -22,14 +20,13 @@ class BadFrame(Exception):
     """The client sent what the chat does not understand; the text tells it what."""
 
 
-class ChatConsumer(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
+class ChatConsumer(EphemeralStateConsumer):
     """One browser window in one room.
 
-    It sends `hello{name,color,secret}`, `message{text}`, `typing{on}`, `cursor{x,y}` and `away`; it gets `history`,
-    `you`, `message` and `error`, and the frames of `ephemeral_state` for who is here, who types, and the cursors.
+    It sends `hello{name,color,secret}` and `message{text}`; it gets `history`, `you`, `message` and `error`. Who is
+    here is set by the server, so that nobody can be put into a room by somebody else. Typing and cursors the page sets
+    itself, in the package's own frames; `DemoPolicy` says which keys.
     """
-
-    ephemeral_ping_interval = 8.0  # seconds; live.js answers
 
     room: Room | None = None
     me: dict[str, Any] | None = None
@@ -40,53 +37,49 @@ class ChatConsumer(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
             await self.close()
             return
         self.group = f"chat.{self.room.pk}"
-        self.topic = f"room:{self.room.pk}"
-        await self.accept()
+        self.topic = self.scope["room"] = self.room.topic
+        await super().connect()
         # The group before the history: a message in between then comes twice, which its id tells, and not never.
         await self.channel_layer.group_add(self.group, self.channel_name)
         newest = [message.frame() async for message in self.room.messages.order_by("-pk")[:SHOWN]]
-        await self.send_json({"type": "history", "topic": self.topic, "messages": newest[::-1]})
-        await self.ephemeral_subscribe(self.topic)
+        await self.tell({"type": "history", "messages": newest[::-1]})
 
     async def disconnect(self, code: int) -> None:
         # Only the group: presence, typing and cursor clear themselves, also where this is never called.
         if self.room is not None:
             await self.channel_layer.group_discard(self.group, self.channel_name)
 
-    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None, **kwargs: Any) -> None:
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Whatever a client sends, it gets an answer and keeps its connection."""
         try:
             if not text_data:
                 raise BadFrame("frames are text, and not empty")
-            await super().receive(text_data, **kwargs)
+            try:
+                frame = json.loads(text_data)
+            except (ValueError, RecursionError):
+                raise BadFrame("the frame is not JSON") from None
+            if isinstance(frame, dict) and "_orama" in frame:
+                await super().receive(text_data)
+            else:
+                await self.obey(frame)
         except (BadFrame, EphemeralStateError) as error:
-            await self.send_json({"type": "error", "message": str(error)})
+            await self.tell({"type": "error", "message": str(error)})
 
-    @classmethod
-    async def decode_json(cls, text_data: str) -> Any:
-        try:
-            return json.loads(text_data)
-        except (ValueError, RecursionError):
-            raise BadFrame("the frame is not JSON") from None
+    async def tell(self, frame: dict[str, Any]) -> None:
+        await self.send(json.dumps(frame))
 
-    async def receive_json(self, content: Any, **kwargs: Any) -> None:
-        match content:
+    async def obey(self, frame: Any) -> None:
+        match frame:
             case {"type": "hello", "name": str(name), "color": int(color), "secret": str(secret)}:
                 await self.hello(name, color, secret)
             case {"type": "hello"}:
                 raise BadFrame("hello needs name, color and secret")
-            case {"type": "message" | "typing" | "cursor" | "away"} if self.me is None:
+            case {"type": "message"} if self.me is None:
                 raise BadFrame("say hello first")
             case {"type": "message", "text": str(text)}:
                 await self.message(text)
-            case {"type": "typing", "on": bool(on)}:
-                await self.typing(on)
-            case {"type": "cursor", "x": int() | float() as x, "y": int() | float() as y}:
-                await self.cursor(x, y)
-            case {"type": "away"}:
-                await self.ephemeral_clear(self.topic, f"cursor:{self.channel_name}")
             case _:
-                raise BadFrame("the frame is none of hello, message, typing, cursor and away")
+                raise BadFrame("the frame is neither hello nor message")
 
     async def hello(self, name: str, color: int, secret: str) -> None:
         """Who this is; again after a change of name."""
@@ -95,7 +88,8 @@ class ChatConsumer(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
             raise BadFrame("color is a hue from 0 to 359")
         author = hashlib.sha256(_words("secret", secret, 64).encode()).hexdigest()[:16]
         self.me = {"name": name, "color": int(color), "author": author}
-        await self.send_json({"type": "you", "client_id": self.channel_name, "author": author})
+        self.scope["author"] = author
+        await self.tell({"type": "you", "author": author})
         key = f"here:{self.channel_name}"
         await self.ephemeral_set(self.topic, key, self.me, ttl=UNTIL_DISCONNECT)
         where = {"room": self.room.name, "slug": self.room.slug}
@@ -104,26 +98,13 @@ class ChatConsumer(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
     async def message(self, text: str) -> None:
         text = _words("message", text.strip(), 2000)
         message = await self.room.messages.acreate(text=text, **self.me)
-        await self.ephemeral_clear(self.topic, f"typing:{self.channel_name}")
+        await self.ephemeral_clear(self.topic, f"typing:{self.me['author']}")
         await self.channel_layer.group_send(self.group, {"type": "chat.message", "message": message.frame()})
         async for last in self.room.messages.order_by("-pk").values_list("pk", flat=True)[KEPT : KEPT + 1]:
             await Message.objects.filter(room=self.room, pk__lte=last).adelete()
 
     async def chat_message(self, event: dict[str, Any]) -> None:
-        await self.send_json({"type": "message", "message": event["message"]})
-
-    async def typing(self, on: bool) -> None:
-        key = f"typing:{self.channel_name}"
-        if on:
-            await self.ephemeral_set(self.topic, key, ttl=5)
-        else:
-            await self.ephemeral_clear(self.topic, key)
-
-    async def cursor(self, x: float, y: float) -> None:
-        if not (0 <= x <= 1 and 0 <= y <= 1):
-            raise BadFrame("x and y are from 0 to 1")
-        where = {"x": round(float(x), 4), "y": round(float(y), 4)}
-        await self.ephemeral_set(self.topic, f"cursor:{self.channel_name}", where, ttl=UNTIL_DISCONNECT)
+        await self.tell({"type": "message", "message": event["message"]})
 
 
 def _words(what: str, text: str, limit: int) -> str:

@@ -24,6 +24,11 @@ class Room(models.Model):
     def get_absolute_url(self) -> str:
         return reverse("room", args=[self.slug])
 
+    @property
+    def topic(self) -> str:
+        """Who is here, who types, and where everybody points."""
+        return f"room:{self.pk}"
+
     @classmethod
     def open(cls, name: str) -> Room:
         """The room of exactly this name, made if there is none."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -43,8 +43,7 @@ def pages(demo: DemoProcess) -> Iterator[httpx.Client]:
 async def websocket(demo: DemoProcess, path: str) -> AsyncIterator[ClientConnection]:
     address = f"ws://127.0.0.1:{demo.port}{path}"
     async with connect(address, origin=demo.url, proxy=None, open_timeout=LIMIT) as connection:
-        if path == "/ws/state/":
-            assert list(await read(connection)) == ["_orama", "client_id"]
+        assert list(await read(connection)) == ["_orama", "client_id"]
         yield connection
 
 
@@ -81,12 +80,34 @@ def open_room(pages: httpx.Client, name: str) -> str:
 
 
 @asynccontextmanager
-async def chatter(demo: DemoProcess, path: str, name: str) -> AsyncIterator[tuple[ClientConnection, str]]:
-    """Somebody in a room, and the client id."""
+async def chatter(demo: DemoProcess, path: str, name: str) -> AsyncIterator[Person]:
+    """Somebody in a room, who follows it."""
     async with websocket(demo, path) as connection:
         await say(connection, type="hello", name=name, color=200, secret=f"{name}'s")
-        you = await read_until(connection, type="you")
-        yield connection, you["client_id"]
+        author = (await read_until(connection, type="you"))["author"]
+        topic = await follow(connection, path)
+        here = await command(connection, "list", topic=topic)
+        (me,) = [entry for entry in here["entries"] if value(entry).get("author") == author]
+        yield Person(connection, author, me["client_id"], topic)
+
+
+class Person(NamedTuple):
+    connection: ClientConnection
+    author: str
+    client_id: str
+    topic: str
+
+
+async def follow(connection: ClientConnection, path: str) -> str:
+    """Subscribe to the room's topic, which is on its page."""
+    async with httpx.AsyncClient(trust_env=False, timeout=LIMIT) as pages:
+        host, port = connection.remote_address[:2]
+        page = await pages.get(f"http://{host}:{port}{path.replace('/ws/chat/', '/room/')}")
+    found = re.search(r'data-topic="([^"]+)"', page.text)
+    assert found is not None
+    await say(connection, _orama="ephemeral.subscribe", topic=found[1])
+    await read_until(connection, _orama="ephemeral.snapshot")
+    return found[1]
 
 
 def value(frame: dict[str, Any]) -> Any:
@@ -100,7 +121,7 @@ def test_the_rooms_the_styles_and_the_scripts_are_served(pages: httpx.Client) ->
     page = pages.get("/")
     assert page.status_code == 200
     assert page.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
-    for name, kind in (("chat.css", "text/css"), ("live.js", "javascript"), ("icon.svg", "image/svg+xml")):
+    for name, kind in (("chat.css", "text/css"), ("chat.js", "javascript"), ("icon.svg", "image/svg+xml")):
         served = pages.get(f"/static/project/{name}")
         assert served.status_code == 200
         assert kind in served.headers["content-type"]
@@ -178,7 +199,7 @@ async def test_only_the_chat_says_who_is_in_a_room(demo: DemoProcess, pages: htt
     path = open_room(pages, "Watched")
     async with websocket(demo, "/ws/state/") as watcher:
         assert (await command(watcher, "subscribe", topic="demo:lobby"))["_orama"] == "ephemeral.snapshot"
-        async with chatter(demo, path, "Ada") as (_, client_id):
+        async with chatter(demo, path, "Ada") as (_, _, client_id, _):
             seen = await read_until(watcher, _orama="ephemeral.set", client_id=client_id)
             assert (value(seen)["room"], value(seen)["name"]) == ("Watched", "Ada")
         assert (await read_until(watcher, client_id=client_id))["reason"] == "disconnect"
@@ -198,13 +219,13 @@ async def test_another_sites_page_cannot_connect(demo: DemoProcess, path: str) -
 
 async def test_a_message_reaches_everybody_and_is_kept(demo: DemoProcess, pages: httpx.Client) -> None:
     path = open_room(pages, "Kept")
-    async with chatter(demo, path, "Ada") as (ada, _), chatter(demo, path, "Grace") as (grace, _):
+    async with chatter(demo, path, "Ada") as (ada, *_), chatter(demo, path, "Grace") as (grace, *_):
         await say(ada, type="message", text="  Hello <b>Grace</b> ")
         for connection in (ada, grace):
             message = (await read_until(connection, type="message"))["message"]
             assert (message["name"], message["text"]) == ("Ada", "Hello <b>Grace</b>")
     async with websocket(demo, path) as later:
-        history = await read(later)
+        history = await read_until(later, type="history")
         assert [m["text"] for m in history["messages"]] == ["Hello <b>Grace</b>"]
 
 
@@ -213,20 +234,20 @@ async def test_presence_typing_and_cursor_are_seen_and_go_with_their_owner(
 ) -> None:
     path = open_room(pages, "Busy")
     async with websocket(demo, path) as watcher:
-        await read_until(watcher, _orama="ephemeral.snapshot")
-        async with chatter(demo, path, "Ada") as (ada, client_id):
+        topic = await follow(watcher, path)
+        async with chatter(demo, path, "Ada") as (ada, author, client_id, _):
             here = await read_until(watcher, key=f"here:{client_id}")
             assert value(here)["name"] == "Ada"
             assert value(here)["color"] == 200
-            await say(ada, type="typing", on=True)
-            await read_until(watcher, key=f"typing:{client_id}")
-            await say(ada, type="cursor", x=0.25, y=1)
-            cursor = await read_until(watcher, key=f"cursor:{client_id}")
-            assert value(cursor) == {"x": 0.25, "y": 1.0}
-            await say(ada, type="away")
-            assert (await read_until(watcher, key=f"cursor:{client_id}"))["reason"] == "explicit"
-            await say(ada, type="cursor", x=0, y=0)
-            await read_until(watcher, key=f"cursor:{client_id}")
+            await say(ada, _orama="ephemeral.set", topic=topic, key=f"typing:{author}", ttl_ms=5000)
+            await read_until(watcher, key=f"typing:{author}")
+            cursor = {"_orama": "ephemeral.set", "topic": topic, "key": f"cursor:{author}", "ttl_ms": None}
+            await say(ada, **cursor, payload=base64.b64encode(b'{"x":0.25,"y":1}').decode())
+            assert value(await read_until(watcher, key=f"cursor:{author}")) == {"x": 0.25, "y": 1}
+            await say(ada, _orama="ephemeral.clear", topic=topic, key=f"cursor:{author}")
+            assert (await read_until(watcher, key=f"cursor:{author}"))["reason"] == "explicit"
+            await say(ada, **cursor)
+            await read_until(watcher, key=f"cursor:{author}")
             ada.transport.abort()
         gone = [await read_until(watcher, _orama="ephemeral.clear") for _ in range(3)]
         assert {frame["key"].partition(":")[0] for frame in gone} == {"here", "typing", "cursor"}
@@ -235,11 +256,27 @@ async def test_presence_typing_and_cursor_are_seen_and_go_with_their_owner(
 
 async def test_a_message_ends_the_typing(demo: DemoProcess, pages: httpx.Client) -> None:
     path = open_room(pages, "Ends")
-    async with chatter(demo, path, "Ada") as (ada, client_id):
-        await say(ada, type="typing", on=True)
-        await read_until(ada, _orama="ephemeral.set", key=f"typing:{client_id}")
+    async with chatter(demo, path, "Ada") as (ada, author, _, topic):
+        await say(ada, _orama="ephemeral.set", topic=topic, key=f"typing:{author}", ttl_ms=5000)
+        await read_until(ada, _orama="ephemeral.set", key=f"typing:{author}")
         await say(ada, type="message", text="there")
-        assert (await read_until(ada, key=f"typing:{client_id}"))["reason"] == "explicit"
+        assert (await read_until(ada, key=f"typing:{author}"))["reason"] == "explicit"
+
+
+async def test_one_may_type_and_point_as_oneself_and_nothing_else(demo: DemoProcess, pages: httpx.Client) -> None:
+    path = open_room(pages, "Rights")
+    async with chatter(demo, path, "Ada") as (ada, author, _, topic), chatter(demo, path, "Eve") as (eve, _, _, _):
+        for key in (f"typing:{author}", f"cursor:{author}", f"here:{author}", "here:x", "typing:", "x"):
+            await say(eve, _orama="ephemeral.set", topic=topic, key=key, ref=key)
+            assert (await read_until(eve, ref=key))["code"] == "forbidden"
+        for verb in ("subscribe", "list"):
+            await say(eve, _orama=f"ephemeral.{verb}", topic="room:999", ref=verb)
+            assert (await read_until(eve, ref=verb))["code"] == "forbidden"
+        await say(ada, _orama="ephemeral.set", topic=topic, key=f"typing:{author}", ref="own")
+        assert (await read_until(ada, ref="own"))["_orama"] == "ephemeral.ok"
+    async with websocket(demo, path) as stranger:  # who has not said hello has no keys
+        await say(stranger, _orama="ephemeral.set", topic=topic, key="typing:", ref=1)
+        assert (await read_until(stranger, ref=1))["code"] == "forbidden"
 
 
 HELLO = {"type": "hello", "name": "Ada", "color": 1, "secret": "s"}
@@ -267,11 +304,8 @@ BAD = [
     '{"type": "message", "text": ""}',
     '{"type": "message", "text": "\\ud800"}',
     json.dumps({"type": "message", "text": "x" * 2001}),
-    '{"type": "typing", "on": 1}',
-    '{"type": "cursor", "x": NaN, "y": 0}',
-    '{"type": "cursor", "x": 1e999, "y": 0}',
-    '{"type": "cursor", "x": -0.1, "y": 0}',
-    '{"type": "cursor", "x": "0", "y": 0}',
+    '{"type": "typing", "on": true}',
+    '["_orama"]',
     b"\x00",
 ]
 
@@ -308,9 +342,10 @@ async def test_on_redis_two_processes_share_the_rooms(tmp_path: Path) -> None:
         with DemoProcess(tmp_path, **shared) as one, DemoProcess(tmp_path / "other", **shared) as other:
             with httpx.Client(base_url=one.url, follow_redirects=True, timeout=LIMIT, trust_env=False) as pages:
                 path = open_room(pages, "Shared")
-            async with chatter(one, path, "Ada") as (ada, _), websocket(other, path) as grace:
-                await say(grace, type="hello", name="Grace", color=0, secret="g")
-                client_id = (await read_until(grace, type="you"))["client_id"]
+            async with (
+                chatter(one, path, "Ada") as (ada, *_),
+                chatter(other, path, "Grace") as (grace, _, client_id, _),
+            ):
                 assert value(await read_until(ada, key=f"here:{client_id}"))["name"] == "Grace"
                 await say(grace, type="message", text="Hello from next door")
                 assert (await read_until(ada, type="message"))["message"]["text"] == "Hello from next door"

@@ -1,9 +1,14 @@
-"""Makes the pictures of the demo, with the demo: `python docs/images/make.py`. Needs Chromium and playwright."""
+"""Makes the pictures of the demo, with the demo: `python docs/images/make.py [NAME…]`.
+
+Needs Chromium and playwright, and Pillow for the animation. Without names it makes all.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import io
+import math
 import shutil
 import sys
 import tempfile
@@ -37,12 +42,21 @@ POINTING = {
 TYPING = ("Tim", "Hedy")
 
 
-async def enter(browser: Browser, url: str, name: str, *, dark: bool, size: tuple[int, int]) -> Page:
+async def enter(
+    browser: Browser,
+    url: str,
+    name: str,
+    *,
+    dark: bool = False,
+    size: tuple[int, int],
+    scale: float = 1.5,
+    moving: bool = False,
+) -> Page:
     context = await browser.new_context(
         viewport={"width": size[0], "height": size[1]},
-        device_scale_factor=1.5,
+        device_scale_factor=scale,
         color_scheme="dark" if dark else "light",
-        reduced_motion="reduce",
+        reduced_motion="no-preference" if moving else "reduce",
         timezone_id="Europe/Paris",
         locale="en-GB",
     )
@@ -105,10 +119,71 @@ async def side_by_side(browser: Browser, pages: Sequence[Page], path: Path, *, d
 PICTURES = (("demo", False, (632, 740)), ("demo-dark", True, (632, 740)), ("demo-phone", False, (390, 760)))
 
 
-async def main() -> None:
+FRAME = 120  # ms
+SMALL = (440, 420)
+CROWD = ("Ada", "Grace")
+
+
+async def animation(browser: Browser, url: str, path: Path) -> None:
+    """Two windows side by side: somebody points, types, says something, and loses the connection and comes back."""
+    from PIL import Image  # only here: the pictures need no more than a browser
+
+    pages = [await enter(browser, url, name, size=SMALL, scale=1, moving=True) for name in CROWD]
+    ada, grace = pages
+    for page in pages:
+        await page.reload()  # so that nobody has just joined
+        await expect(page.locator(".chip")).to_have_count(len(CROWD))
+        await page.evaluate("for (const line of document.querySelectorAll('.line')) line.remove()")
+    frames: list[Image.Image] = []
+
+    async def shoot(times: int = 1) -> None:
+        for _ in range(times):
+            both = Image.new("RGB", (SMALL[0] * 2 + 36, SMALL[1] + 24), "#e6e3f4")
+            for index, page in enumerate(pages):
+                shot = Image.open(io.BytesIO(await page.screenshot()))
+                both.paste(shot, (12 + index * (SMALL[0] + 12), 12))
+            frames.append(both)
+
+    box = await grace.locator("#stage").bounding_box()
+    await shoot(2)
+    for step in range(16):
+        turn = step / 15
+        x, y = 0.2 + 0.55 * turn, 0.55 - 0.3 * math.sin(turn * math.pi)
+        await grace.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+        await shoot()
+    for part in ("Look: ", "my cur", "sor is ", "here."):
+        await grace.locator("#text").press_sequentially(part)
+        await shoot(2)
+    await grace.press("#text", "Enter")
+    await expect(ada.locator(".bubble")).to_have_count(1)
+    await shoot(4)
+    for part in ("And n", "ow it", " is"):
+        await ada.locator("#text").press_sequentially(part)
+        await shoot(2)
+    await grace.locator("#kill").click()
+    await expect(ada.locator(".chip")).to_have_count(1)
+    await shoot(4)
+    await ada.locator("#text").press_sequentially(" gone.")
+    await ada.press("#text", "Enter")
+    await shoot(6)
+    await expect(ada.locator(".chip")).to_have_count(2)
+    await shoot(10)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME, loop=0, quality=80, method=6)
+
+
+async def main(names: Sequence[str]) -> None:
     async with async_playwright() as playwright:
         program = shutil.which("chromium") or "/usr/bin/chromium"
+        if not names or "demo-moving" in names:
+            browser = await playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
+            with tempfile.TemporaryDirectory() as folder, DemoProcess(Path(folder)) as demo:
+                path = HERE / "demo-moving.webp"
+                await animation(browser, demo.url, path)
+                print(f"{path.name}: {path.stat().st_size // 1024} KiB")
+            await browser.close()
         for name, dark, size in PICTURES:
+            if names and name not in names:
+                continue
             browser = await playwright.chromium.launch(executable_path=program, args=list(ARGUMENTS))
             with tempfile.TemporaryDirectory() as folder, DemoProcess(Path(folder)) as demo:
                 pages = await scene(browser, demo.url, dark=dark, size=size)
@@ -122,4 +197,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(sys.argv[1:]))

@@ -1,114 +1,104 @@
 // A room: messages, and around them who is here, who is typing, and where everybody points.
 
-import { LiveSocket, LiveTopic, throttled } from "./live.js";
+import "../ephemeral_state/ephemeral-presence.js";
+import { EphemeralState } from "../ephemeral_state/ephemeral-state.js";
+import { Cursors } from "./cursors.js";
 import { COLORS, avatar, element, me, named, tint } from "./people.js";
 
 const $ = (id) => document.getElementById(id);
 const room = $("room");
-const own = { clientId: null, author: null };
+const own = { author: null };
 
-// The socket
+// One socket for both: the chat's own frames, and the topic with what is ephemeral
 
-const topic = new LiveTopic((key, now, before) => {
-  const kind = key.slice(0, key.indexOf(":"));
-  const clientId = (now ?? before).clientId;
-  if (kind === "here") {
-    drawPeople();
-    drawCursor(clientId); // it may have come before its owner's name
-    if (now) arrived(now.value);
-    else left(before.value);
+const state = new EphemeralState(room.dataset.socket);
+const topic = state.topic(room.dataset.topic, { maxRate: 30 });
+$("people").room = topic;
+
+state.onstatus = ({ detail: status }) => {
+  room.dataset.state = status;
+  $("status-text").textContent = { connecting: "Connecting", live: "Live", stale: "Reconnecting", offline: "Offline" }[status];
+  $("send").disabled = status !== "live";
+  drawTyping();
+};
+
+state.onerror = ({ detail: { code, message } }) => code !== "unreachable" && notice(message);
+
+state.onmessage = ({ detail: frame }) => {
+  if (frame?.type === "history") {
+    hello(); // before anything of one's own is set: the server says under which keys that may be
+    log.setAttribute("aria-busy", "true");
+    for (const message of frame.messages) drawMessage(message);
+    log.setAttribute("aria-busy", "false");
+    drawEmpty();
+  } else if (frame?.type === "message") {
+    drawMessage(frame.message);
+    drawEmpty();
+  } else if (frame?.type === "you") {
+    own.author = frame.author;
+    for (const line of log.querySelectorAll("[data-author]")) line.classList.toggle("mine", isMine(line.dataset));
+  } else if (frame?.type === "error") {
+    notice(frame.message);
   }
-  if (kind === "cursor") drawCursor(clientId);
+};
+
+function hello() {
+  state.send({ type: "hello", name: me.name, color: me.color, secret: me.secret });
+}
+
+topic.subscribe(({ key, entry, before }) => {
+  const [kind] = key.split(":");
+  const { owner } = entry ?? before;
+  if (kind === "here") {
+    drawCount();
+    for (const other of topic.entries.values()) if (other.owner === owner) drawCursor(other); // it may have come before the name
+    if (entry && !before) arrived(entry);
+    if (!entry) left(before);
+  }
+  if (kind === "cursor") drawCursor(entry ?? before);
   if (kind === "here" || kind === "typing") drawTyping();
 });
 
-const socket = new LiveSocket(room.dataset.socket, {
-  opened: hello,
-  received(frame) {
-    if (frame._orama) {
-      topic.receive(frame);
-      if (frame._orama === "ephemeral.snapshot") settled = true;
-    } else if (frame.type === "history") {
-      log.setAttribute("aria-busy", "true");
-      for (const message of frame.messages) drawMessage(message);
-      log.setAttribute("aria-busy", "false");
-      drawEmpty();
-    } else if (frame.type === "message") {
-      drawMessage(frame.message);
-      drawEmpty();
-    } else if (frame.type === "you") {
-      own.clientId = frame.client_id;
-      own.author = frame.author;
-      for (const line of log.querySelectorAll("[data-author]")) line.classList.toggle("mine", isMine(line.dataset));
-      drawPeople();
-      drawTyping();
-      drawCursor(own.clientId);
-    } else if (frame.type === "error") {
-      notice(frame.message);
-    }
-  },
-  state(name) {
-    room.dataset.state = name;
-    $("status-text").textContent = { connecting: "Connecting", live: "Live", offline: "Reconnecting" }[name];
-    $("send").disabled = name !== "live";
-  },
-});
+/** What is set of one kind. */
+function all(kind) {
+  return [...topic.entries.values()].filter(({ key }) => key.startsWith(`${kind}:`));
+}
 
-function hello() {
-  socket.send({ type: "hello", name: me.name, color: me.color, secret: me.secret });
-  typing.last = 0;
+/** Who an owner is; the server has checked it. */
+function person(owner) {
+  return topic.entries.get(`here:${owner}`)?.value;
 }
 
 // Who is here
 
-function drawPeople() {
-  const present = topic
-    .startingWith("here:")
-    .map(([, { value, clientId }]) => ({ ...value, clientId, mine: clientId === own.clientId }))
-    .sort((a, b) => b.mine - a.mine || a.name.localeCompare(b.name));
-  const list = $("people");
-  const before = new Map([...list.children].map((chip) => [chip.dataset.client, chip]));
-  const typists = new Set(topic.startingWith("typing:").map(([, { clientId }]) => clientId));
-  list.replaceChildren(
-    ...present.map((person) => {
-      const looks = JSON.stringify(person);
-      let chip = before.get(person.clientId);
-      if (chip?.looks !== looks) {
-        const again = Boolean(chip);
-        chip = element("li", again ? "chip" : "chip fresh", avatar(person), named(person.name, "name"));
-        chip.dataset.client = person.clientId;
-        chip.title = person.name;
-        chip.looks = looks;
-        if (person.mine) chip.append(element("span", "you", "you"));
-      }
-      chip.classList.toggle("busy", typists.has(person.clientId));
-      return chip;
-    }),
-  );
-  const count = present.length;
-  $("count").textContent = count === 1 ? (present[0].mine ? "Only you are here" : "1 person here") : `${count} people here`;
-  $("alone").hidden = count !== 1;
+function drawCount() {
+  const here = all("here");
+  const [first] = here;
+  $("count").textContent =
+    here.length === 1 ? (first.mine ? "Only you are here" : "1 person here") : `${here.length} people here`;
+  $("alone").hidden = here.length !== 1;
 }
 
 // Joining and leaving is said once, and not at all for somebody who is back in a moment, as all are after a restart.
 
 const GRACE = 2500;
 const known = new Set();
-let settled = false; // who is there on entering has not just joined
 
 function isHere(author) {
-  return topic.startingWith("here:").some(([, { value }]) => value.author === author);
+  return all("here").some(({ value }) => value.author === author);
 }
 
-function arrived({ author, name }) {
+function arrived({ mine, value: { author, name } }) {
   const news = !known.has(author);
   known.add(author);
-  if (news && settled && author !== own.author) drawLine(name, "joined");
+  // A snapshot comes before the status says that it is live: who is there on entering has not just joined.
+  if (news && !mine && state.status === "live") drawLine(name, "joined");
 }
 
-function left({ author, name }) {
+function left(entry) {
+  const { author, name } = entry.value;
   setTimeout(() => {
-    if (room.dataset.state !== "live") return left({ author, name });
+    if (state.status !== "live") return left(entry);
     if (!isHere(author) && known.delete(author)) drawLine(name, "left");
   }, GRACE);
 }
@@ -173,16 +163,19 @@ log.addEventListener("scroll", () => {
 new ResizeObserver(() => following && (log.scrollTop = log.scrollHeight)).observe(log);
 $("newer").addEventListener("click", () => log.scrollTo({ top: log.scrollHeight, behavior: "smooth" }));
 
-// Typing. The server forgets it after 5 s, so it is said again every 2 s of typing, and never by a timer.
+// Typing. It is forgotten after 5 s, so it is said again every 2 s of typing, and never by a timer.
 
-const typing = { last: 0 };
+const AGAIN = 2000;
+let saidTyping = 0;
 const text = $("text");
 
 text.addEventListener("input", () => {
   text.style.height = "auto";
   text.style.height = `${text.scrollHeight}px`;
   if (!text.value.trim()) return stopTyping();
-  if (Date.now() - typing.last > 2000 && socket.send({ type: "typing", on: true })) typing.last = Date.now();
+  if (!own.author || Date.now() - saidTyping < AGAIN) return;
+  saidTyping = Date.now();
+  topic.set(`typing:${own.author}`, undefined, { ttl: 5 });
 });
 text.addEventListener("blur", stopTyping);
 text.addEventListener("keydown", (event) => {
@@ -192,25 +185,22 @@ text.addEventListener("keydown", (event) => {
 });
 
 function stopTyping() {
-  if (typing.last) socket.send({ type: "typing", on: false });
-  typing.last = 0;
+  if (saidTyping) topic.clear(`typing:${own.author}`);
+  saidTyping = 0;
 }
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!text.value.trim() || !socket.send({ type: "message", text: text.value })) return;
-  typing.last = 0; // the server ends it with the message
+  if (!text.value.trim() || state.status !== "live" || !state.send({ type: "message", text: text.value })) return;
+  stopTyping();
   text.value = "";
   text.style.height = "auto";
   text.focus();
 });
 
 function drawTyping() {
-  const typists = new Set(
-    topic.startingWith("typing:").map(([, { clientId }]) => clientId).filter((clientId) => clientId !== own.clientId),
-  );
-  for (const chip of $("people").children) chip.classList.toggle("busy", typists.has(chip.dataset.client));
-  const names = [...typists].map((clientId) => topic.get(`here:${clientId}`)?.value.name).filter(Boolean);
+  const typists = all("typing").filter(({ mine }) => !mine);
+  const names = typists.map(({ owner }) => person(owner)?.name).filter(Boolean);
   const line = $("typing-text");
   line.replaceChildren();
   if (names.length === 1) line.append(named(names[0]), " is typing");
@@ -219,43 +209,43 @@ function drawTyping() {
   $("typing").classList.toggle("on", names.length > 0);
 }
 
-// Cursors, in parts of the stage's width and height, so that windows of any size agree
+// Cursors
 
 const stage = $("stage");
-const cursors = new Map();
-const point = throttled(50, (at) => socket.send({ type: "cursor", ...at }));
+const cursors = new Cursors(stage, $("cursors"), $("cursor-shape"));
+
+function drawCursor({ key, owner }) {
+  if (!key.startsWith("cursor:")) return;
+  const entry = topic.entries.get(key);
+  cursors.show(key, entry?.mine ? null : entry?.value, person(entry?.owner ?? owner));
+}
 
 stage.addEventListener("pointermove", (event) => {
+  if (!own.author) return;
   const box = stage.getBoundingClientRect();
-  const part = (value) => Math.min(1, Math.max(0, value));
-  point.push({ x: part((event.clientX - box.left) / box.width), y: part((event.clientY - box.top) / box.height) });
+  const part = (value) => Math.round(Math.min(1, Math.max(0, value)) * 10_000) / 10_000;
+  const at = { x: part((event.clientX - box.left) / box.width), y: part((event.clientY - box.top) / box.height) };
+  topic.set(`cursor:${own.author}`, at, { throttle: 50 });
 });
 for (const gone of ["pointerleave", "pointercancel"])
-  stage.addEventListener(gone, () => {
-    point.cancel();
-    socket.send({ type: "away" });
-  });
+  stage.addEventListener(gone, () => own.author && topic.clear(`cursor:${own.author}`));
 
-function drawCursor(clientId) {
-  const at = topic.get(`cursor:${clientId}`)?.value;
-  const person = topic.get(`here:${clientId}`)?.value;
-  let cursor = cursors.get(clientId);
-  if (!at || !person || clientId === own.clientId) {
-    cursor?.remove();
-    cursors.delete(clientId);
-    return;
-  }
-  if (!cursor) {
-    cursor = $("cursor-shape").content.firstElementChild.cloneNode(true);
-    cursor.append(named("", "label"));
-    cursors.set(clientId, cursor);
-  }
-  cursor.style.setProperty("--x", at.x);
-  cursor.style.setProperty("--y", at.y);
-  cursor.lastChild.textContent = person.name;
-  tint(cursor, person.color);
-  if (!cursor.isConnected) $("cursors").append(cursor);
-  cursor.classList.toggle("flipped", (1 - at.x) * stage.clientWidth < cursor.lastChild.offsetWidth + 24);
+// A connection that ends, for all to see
+
+const AWAY = 4; // seconds
+
+$("kill").addEventListener("click", () => {
+  $("kill").disabled = true;
+  state.close();
+  count(AWAY);
+});
+
+function count(seconds) {
+  $("killed").hidden = seconds === 0;
+  $("countdown").textContent = `${seconds} s.`;
+  if (seconds > 0) return setTimeout(count, 1000, seconds - 1);
+  $("kill").disabled = false;
+  state.connect();
 }
 
 // One's own name and colour

@@ -1,25 +1,22 @@
 // The list of rooms, with who is in each right now: the package's ready-made consumer, read only.
 
-import { LiveSocket, LiveTopic } from "./live.js";
+import { EphemeralState } from "../ephemeral_state/ephemeral-state.js";
 import { avatar, element, me, named } from "./people.js";
 
 const SHOWN = 5;
 const list = document.getElementById("rooms");
 
-const topic = new LiveTopic((key, now, before) => {
-  for (const slug of new Set([now?.value.slug, before?.value.slug])) if (slug) draw(slug, now?.value.room);
-});
-
-const socket = new LiveSocket(list.dataset.socket, {
-  opened: () => socket.send({ _orama: "ephemeral.subscribe", topic: list.dataset.topic }),
-  received: (frame) => topic.receive(frame),
-  state: (name) => (list.dataset.state = name),
+const state = new EphemeralState(list.dataset.socket);
+const topic = state.topic(list.dataset.topic);
+state.onstatus = ({ detail }) => (list.dataset.state = detail);
+topic.subscribe(({ entry, before }) => {
+  for (const slug of new Set([entry?.value.slug, before?.value.slug])) if (slug) draw(slug, entry?.value.room);
 });
 
 function draw(slug, name) {
   const card = find(slug) ?? add(slug, name);
   if (!card) return;
-  const people = topic.startingWith("here:").map(([, { value }]) => value).filter((value) => value.slug === slug);
+  const people = [...topic.entries.values()].map(({ value }) => value).filter((value) => value.slug === slug);
   const faces = people.slice(0, SHOWN).map(avatar);
   if (people.length > SHOWN) faces.push(element("span", "avatar more", `+${people.length - SHOWN}`));
   card.querySelector(".faces").replaceChildren(...faces);
