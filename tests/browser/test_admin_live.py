@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from .process import ROOT, DemoProcess
-from .test_demo import chromium
+from .windows import chromium
 
 pytestmark = pytest.mark.browser
 
