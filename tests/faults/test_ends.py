@@ -380,15 +380,14 @@ async def vanishing_client(server: Server, key: str) -> AsyncIterator[Wire]:
             await asyncio.wait([answering])
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "daphne"])
-async def test_a_client_that_vanishes_without_a_word_is_cleared(server, redis_url):
+async def test_a_client_that_vanishes_without_a_word_is_cleared(redis_url):
     async with cluster(redis_url) as here:
-        serving = here.start(server, PING=str(PING))
+        servers = {name: here.start(name, PING=str(PING)) for name in ("uvicorn", "daphne")}
         watcher = await here.connect(here.start(), "room")
         view = watcher.views["room"]
 
-        async def vanish(key: str, after: float) -> float:
-            async with vanishing_client(serving, key) as wire:
+        async def vanish(server: Server, key: str, after: float) -> float:
+            async with vanishing_client(server, key) as wire:
                 await until(lambda: key in view.entries)
                 await asyncio.sleep(after)
                 assert key in view.entries
@@ -398,7 +397,8 @@ async def test_a_client_that_vanishes_without_a_word_is_cleared(server, redis_ur
                 return time.monotonic() - cut
 
         # At several points between one ping and the next.
-        took = await asyncio.gather(*(vanish(f"k{n}", PING + n * PING / 4) for n in range(6)))
+        vanishing = (vanish(s, f"{name} {n}", PING + n * PING / 4) for name, s in servers.items() for n in range(6))
+        took = await asyncio.gather(*vanishing)
         print(f"cleared after {', '.join(f'{each:.1f}' for each in took)} s")
         assert max(took) < ENDED_AFTER
 
