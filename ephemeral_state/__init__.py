@@ -9,6 +9,7 @@ The modules in reading order; each imports only from those before it:
     policy       who may do what; nobody, until the project says otherwise
     replica      one topic as this process sees it
     belongings   what this process's connections own, to be written back
+    limits       how much one client may ask for
     outbox       what one slow subscriber still has to hear
     stores       where state is kept: base (the interface), memory, redis
     broadcast    group names, and publishing to a channel-layer group
@@ -19,6 +20,7 @@ The modules in reading order; each imports only from those before it:
     node         this process's seat: batches writes, publishes, sweeps on time
     connection   one WebSocket's rights and duties
     lifecycle    one WebSocket's comings and goings: nothing ends unnoticed
+    revocation   asking again whether a user may: who has to be told, and how
     consumers    EphemeralStateMixin, SyncEphemeralStateMixin, EphemeralStateConsumer
     asgi         for the project's ASGI application: clear before the server stops
     api          the same verbs for views, tasks and commands

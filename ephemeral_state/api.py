@@ -20,6 +20,7 @@ from .errors import InvalidTTL, StoreUnavailable
 from .hold import Held
 from .node import current
 from .protocol import CLOSE_MESSAGE_TYPE, encode_payload, encode_ttl
+from .revocation import revoke as _revoke
 from .state import Clear, Drop, Entry, Notice, Page, Set, Topic, UntilDisconnect
 from .stores import get_store
 from .watch import watch as _watch
@@ -31,6 +32,7 @@ __all__ = [
     "adisconnect",
     "alist",
     "alist_many",
+    "arevoke",
     "aset",
     "browse",
     "clear",
@@ -39,6 +41,7 @@ __all__ = [
     "hold",
     "list",
     "list_many",
+    "revoke",
     "set",
     "watch",
 ]
@@ -207,6 +210,21 @@ def browse(
 ) -> Page:
     """`abrowse` for sync code."""
     return wait(lambda: abrowse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search))
+
+
+async def arevoke(user: object, topic: str | None = None) -> None:
+    """Let all connections of the user ask the policy again, in every process: for what they follow and own, or for
+    one topic of it, in whatever namespace.
+
+    Only connections of `EphemeralStateConsumer` ask a policy. `user` is the user or its primary key. Returns when the
+    channel layer has the message. Raises `StoreUnavailable` if it does not take it.
+    """
+    await _revoke([user], topic=topic)
+
+
+def revoke(user: object, topic: str | None = None) -> None:
+    """`arevoke` for sync code."""
+    wait(lambda: arevoke(user, topic))
 
 
 def _set(topic: str, key: str, payload: object, client: str | None, namespace: str, ttl: float | None) -> Set:

@@ -15,6 +15,8 @@ class EphemeralStateConfig(AppConfig):
 
     def ready(self) -> None:
         from .checks import check_configuration, check_store_answers
+        from .revocation import connect_signals
 
+        connect_signals()
         register(check_configuration, self.name)
         register(check_store_answers, Tags.database)

@@ -40,6 +40,19 @@ class Settings:
     """Of one command to the ready-made consumer."""
     max_name_bytes: int = 1024
     """Of a topic or key in a command to the ready-made consumer. Names given in Python are not limited."""
+    max_frames_per_second: int = 100
+    """That one client of the ready-made consumer may send, on and on. What is longer than `max_frame_bytes` counts as
+    several."""
+    max_frame_burst: int = 512
+    """That it may send at once: enough for one that comes back with all its keys and topics."""
+    max_topics_per_client: int = 100
+    """That a client of the ready-made consumer may follow."""
+    max_entries_per_topic: int = 5000
+    """Beyond which clients of the ready-made consumer cannot add any. What is set in Python is not limited."""
+    recheck_interval: float = 60.0
+    """How often the policy is asked again, at the latest, for what a client follows and owns."""
+    revoke_on_signals: bool = True
+    """Ask the policy again when a user logs out or is saved, or groups or permissions change."""
     sweep_interval: float = 10.0
     """The backstop. Entries set through this process expire on time without it."""
     beacon_interval: float = 2.0
@@ -90,9 +103,22 @@ def parse(raw: object) -> Settings:
     raise NotConfigured("; ".join(faults))
 
 
-_SECONDS = frozenset(("default_ttl", "max_ttl", "sweep_interval", "beacon_interval", "lease", "shutdown_timeout"))
+_SECONDS = frozenset(
+    ("default_ttl", "max_ttl", "recheck_interval", "sweep_interval", "beacon_interval", "lease", "shutdown_timeout")
+)
 _MIN_LEASE = 1.5
-_COUNTS = frozenset(("max_keys_per_client", "max_payload_bytes", "max_frame_bytes", "max_name_bytes"))
+_COUNTS = frozenset(
+    (
+        "max_keys_per_client",
+        "max_payload_bytes",
+        "max_frame_bytes",
+        "max_name_bytes",
+        "max_frames_per_second",
+        "max_frame_burst",
+        "max_topics_per_client",
+        "max_entries_per_topic",
+    )
+)
 
 
 def _fault(name: str, value: object) -> str:
@@ -107,6 +133,9 @@ def _fault(name: str, value: object) -> str:
             return f"must be a whole number, not {type(value).__name__}"
         if value < 1:
             return f"must be at least 1, not {value!r}"
+    elif name == "revoke_on_signals":
+        if not isinstance(value, bool):
+            return f"must be True or False, not {value!r:.80}"
     elif name == "options":
         if not isinstance(value, Mapping):
             return f"must be a dict, not {type(value).__name__}"

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from .delivery import Delivery
-from .errors import ConnectionGone, NotConfigured
+from .errors import ConnectionGone, NotConfigured, TooManyEntries
 from .node import Node, current
 from .protocol import Flow, Ref, encode_grace, encode_payload, encode_ttl
 from .state import Clear, Drop, Entry, Set, Topic, UntilDisconnect
@@ -70,6 +70,15 @@ class Connection:
         self._node.store.limits.check(write)
         if not self.ended:
             await self._node.finish(write)
+
+    async def require_room(self, topic: Topic, key: str, max_entries: int) -> None:
+        """Raise `TooManyEntries` if another key would be more than the topic may have. Cheap rather than exact: sets
+        that are under way are not counted."""
+        others = self._node.hub.others(topic, key)
+        if others is None:
+            (others,) = await self._node.store.counts([topic])
+        if others >= max_entries:
+            raise TooManyEntries(f"the topic has {others} entries, the limit is {max_entries}")
 
     async def list(self, topic: Topic) -> Sequence[Entry]:
         """Live entries, sorted by key. Raises `StoreUnavailable`."""

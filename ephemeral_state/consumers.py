@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
 from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
@@ -13,10 +17,19 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from .conf import get_settings
 from .connection import Connection
-from .errors import ConnectionGone, EphemeralStateError, InvalidFrame, NotConfigured, StoreUnavailable
+from .errors import (
+    ConnectionGone,
+    EphemeralStateError,
+    InvalidFrame,
+    NotConfigured,
+    RateLimited,
+    StoreUnavailable,
+    TooManyTopics,
+)
 from .lifecycle import Lifecycle
+from .limits import TOO_MANY_REFUSALS, Bucket, Claims
 from .node import wait_in
-from .policy import get_policy, require
+from .policy import allows, get_policy, require
 from .protocol import (
     Command,
     Ref,
@@ -24,10 +37,14 @@ from .protocol import (
     encode_error,
     encode_hello,
     encode_ok,
+    encode_revoked,
     encode_set,
     encode_snapshot,
     flow,
+    peek_ref,
+    require_size,
 )
+from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
 
 __all__ = [
@@ -40,6 +57,12 @@ __all__ = [
 logger = logging.getLogger("ephemeral_state")
 
 T = TypeVar("T")
+
+REFUSED_TOO_OFTEN: Final = 4008
+"""The close code for a client that does not slow down."""
+REVOKED: Final = 4403
+"""The close code for a user who is gone: logged out, deactivated or deleted."""
+_CLOSE_TIMEOUT: Final = 1.0  # seconds that the server may take to close; the connection is over already
 
 
 class _Base(AsyncConsumer):
@@ -288,15 +311,41 @@ class SyncEphemeralStateMixin(_Base):
 
 class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     """Speaks the client protocol of `docs/protocol.md`. `EPHEMERAL_STATE["POLICY"]` decides who may do what; the
-    default denies everything. Nothing that a client sends closes the connection."""
+    default denies everything. It decides again when rights are revoked, and every `RECHECK_INTERVAL`.
+
+    Nothing that a client sends closes the connection, but too much of it: after a hundred refusals in a row.
+    """
 
     ephemeral_ping_interval = 8.0
 
+    _recheck: asyncio.TimerHandle | None = None
+    _group: str | None = None
+
+    @property
+    def channel_layer_alias(self) -> str:  # type: ignore[override] # where `revoke` looks for it
+        return get_settings().channel_layer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            receive = self._limited(receive, send)
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if self._recheck is not None:
+                self._recheck.cancel()
+            if self._group is not None:
+                await leave(self.channel_layer, self._group, self.channel_name)
+
     async def connect(self) -> None:
+        settings = get_settings()
         self._policy = get_policy()
+        self._followed: set[Topic] = set()
+        self._claims = Claims(settings.max_keys_per_client, time.monotonic)
         self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
         await self.accept()
         await self.send(encode_hello(self.channel_name))
+        self._group = user_group(self.scope)
+        await self._expect_recheck()
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
         if message["type"] == "websocket.receive" and type(self).receive is EphemeralStateConsumer.receive:
@@ -332,11 +381,12 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         connection = self._ephemeral_connection()
         topic = self._ephemeral_topic(command.topic)
         if command.verb == "unsubscribe":
+            self._followed.discard(topic)
             connection.unsubscribe(topic)
             return encode_ok(command.ref)
         if command.verb == "subscribe":
             await require(self._policy.can_subscribe, self.scope, *topic)
-            await connection.subscribe(topic, command.ref, command.flow)
+            await self._follow(connection, topic, command)
             return None
         if command.verb == "list":
             await require(self._policy.can_list, self.scope, *topic)
@@ -344,10 +394,124 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         if command.verb == "clear":
             await require(self._policy.can_clear, self.scope, *topic, command.key)
             await connection.clear(topic, command.key)
+            self._claims.discard(topic, command.key)
             return encode_ok(command.ref)
         await require(self._policy.can_set, self.scope, *topic, command.key)
-        await connection.write(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+        await self._set(connection, topic, command)
         return encode_ok(command.ref)
+
+    async def _follow(self, connection: Connection, topic: Topic, command: Command) -> None:
+        most = get_settings().max_topics_per_client
+        if topic not in self._followed and len(self._followed) >= most:
+            raise TooManyTopics(f"{len(self._followed)} topics are followed, the limit is {most}")
+        await connection.subscribe(topic, command.ref, command.flow)
+        self._followed.add(topic)
+
+    async def _set(self, connection: Connection, topic: Topic, command: Command) -> None:
+        settings = get_settings()
+        if (topic, command.key) not in self._claims:
+            await connection.require_room(topic, command.key, settings.max_entries_per_topic)
+        lifetime = settings.limits.lifetime_ms(command.ttl_ms)
+        # Before it is stored: if this is cancelled meanwhile, it is stored all the same.
+        self._claims.add(topic, command.key, None if lifetime is None else lifetime / 1000)
+        await connection.write(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+
+    # Too much: what a client may ask for
+
+    def _limited(self, receive: Any, send: Any) -> Callable[[], Coroutine[Any, Any, Any]]:
+        """`receive`, but what is too much is refused at once, unread, and is neither kept nor dispatched."""
+        settings = get_settings()
+        bucket = Bucket(settings.max_frames_per_second, settings.max_frame_burst, time.monotonic)
+
+        async def limited() -> Any:
+            while True:
+                message = await receive()
+                data: str | bytes = message.get("text") or message.get("bytes") or ""
+                if message["type"] != "websocket.receive":
+                    return message
+                try:
+                    wait = bucket.take(1 + len(data) // settings.max_frame_bytes)
+                    if wait:
+                        raise RateLimited(math.ceil(wait * 1000))
+                    if len(data) <= settings.max_frame_bytes:
+                        return message
+                    require_size(data, settings.max_frame_bytes)
+                except EphemeralStateError as error:
+                    if bucket.refusals >= TOO_MANY_REFUSALS:
+                        return await self._cut_off(send)
+                    ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
+                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": encode_error(error, ref)})
+                    await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
+
+        return limited
+
+    async def _cut_off(self, send: Any) -> Any:
+        self._ephemeral_lifecycle().end(abnormal=True)  # before: from now on, what cannot be sent is no fault
+        with suppress(Exception):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await send({"type": "websocket.close", "code": REFUSED_TOO_OFTEN})
+        return {"type": "websocket.disconnect", "code": REFUSED_TOO_OFTEN}
+
+    # Revocation
+
+    async def ephemeral_revoke(self, message: dict[str, Any]) -> None:
+        """Somebody's rights may have changed, or it is time to ask: the policy decides again."""
+        try:
+            if "session" not in message:
+                await self._ask_again(message.get("topic"), scheduled=message.get("scheduled", False))
+            elif message["session"] == session_digest(self.scope.get("session")):
+                await self._send_away()
+        finally:
+            if message.get("scheduled"):
+                await self._expect_recheck()
+
+    async def _expect_recheck(self) -> None:
+        if self._ephemeral_lifecycle().over:
+            return
+        if self._group is not None:
+            # Again and again: it may have failed, and some layers forget members.
+            await join(self.channel_layer, self._group, self.channel_name)
+        # Somewhat earlier than promised, by chance: those who came together are not to ask together.
+        delay = get_settings().recheck_interval * (0.5 + random.random() / 2)
+        message = {"type": REVOKE_MESSAGE_TYPE, "scheduled": True}
+        self._recheck = asyncio.get_running_loop().call_later(delay, self._ephemeral_lifecycle().hand_in, message)
+
+    async def _ask_again(self, only: str | None, *, scheduled: bool) -> None:
+        connection = self._ephemeral_connection()
+        if connection.ended:
+            return
+        try:
+            there = await refresh_user(self.scope)
+        except Exception as error:
+            logger.warning("a user cannot be looked up again: %r", error)
+            if scheduled:
+                return
+        else:
+            if not there:
+                await self._send_away()
+                return
+        for topic in [topic for topic in self._followed if only in (None, topic.name)]:
+            if not await self._still(self._policy.can_subscribe, *topic, scheduled=scheduled):
+                self._followed.discard(topic)
+                connection.unsubscribe(topic)
+                await self.send(encode_revoked(topic.name))
+        for topic, key in [place for place in self._claims.live() if only in (None, place[0].name)]:
+            if not await self._still(self._policy.can_set, *topic, key, scheduled=scheduled):
+                self._claims.discard(topic, key)
+                await connection.clear(topic, key)
+
+    async def _still(self, decide: Callable[..., Any], *what: str, scheduled: bool) -> bool:
+        try:
+            return await allows(decide, self.scope, *what)
+        except Exception:
+            # A database that is away for a moment is no reason to take everything from everybody.
+            logger.exception("the policy failed when asked again")
+            return scheduled
+
+    async def _send_away(self) -> None:
+        """The user is gone."""
+        await self._ephemeral_end()
+        await self.close(code=REVOKED)
 
 
 def _about(scope: Any) -> dict[str, object]:

@@ -17,8 +17,11 @@ __all__ = [
     "NotConfigured",
     "PayloadTooLarge",
     "PermissionDenied",
+    "RateLimited",
     "StoreUnavailable",
+    "TooManyEntries",
     "TooManyKeys",
+    "TooManyTopics",
 ]
 
 
@@ -70,6 +73,28 @@ class TooManyKeys(EphemeralStateError):
     """The client owns `MAX_KEYS_PER_CLIENT` keys already."""
 
     code = "too_many_keys"
+
+
+class TooManyTopics(EphemeralStateError):
+    """The client follows `MAX_TOPICS_PER_CLIENT` topics already."""
+
+    code = "too_many_topics"
+
+
+class TooManyEntries(EphemeralStateError):
+    """The topic has `MAX_ENTRIES_PER_TOPIC` entries already."""
+
+    code = "too_many_entries"
+
+
+class RateLimited(EphemeralStateError):
+    """The client sends more frames than `MAX_FRAMES_PER_SECOND`."""
+
+    code = "rate_limited"
+
+    def __init__(self, retry_after_ms: int) -> None:
+        super().__init__("too many frames, slow down")
+        self.retry_after_ms = retry_after_ms
 
 
 class InvalidFrame(EphemeralStateError, ValueError):

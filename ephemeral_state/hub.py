@@ -93,6 +93,11 @@ class Hub:
         for feed in self._feeds.values():
             feed.doubt()
 
+    def others(self, topic: Topic, key: str) -> int | None:
+        """How many other keys the topic has, as seen from here; `None` if it is not followed."""
+        feed = self._feeds.get(topic)
+        return feed.replica.others(key) if feed is not None and feed.open else None
+
     async def stop(self) -> None:
         """Leave all groups and end all tasks."""
         for feed in list(self._feeds.values()):

@@ -135,6 +135,11 @@ class Lifecycle:
         if cancelled:
             raise asyncio.CancelledError
 
+    def hand_in(self, message: Message) -> None:
+        """Let the consumer handle a message of our own, after what has arrived."""
+        self._inbox.append(message)
+        self._wake()
+
     # What the consumer receives
 
     async def receive(self) -> Message:

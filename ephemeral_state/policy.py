@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from fnmatch import fnmatchcase
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from channels.db import aclose_old_connections, database_sync_to_async
 from django.utils.module_loading import import_string
@@ -14,7 +15,17 @@ from django.utils.module_loading import import_string
 from .conf import SETTING, get_settings
 from .errors import NotConfigured, PermissionDenied
 
-__all__ = ["DenyAll", "Policy", "get_policy", "require"]
+__all__ = [
+    "AllOf",
+    "Authenticated",
+    "DenyAll",
+    "OwnKeys",
+    "Policy",
+    "TopicPermissions",
+    "allows",
+    "get_policy",
+    "require",
+]
 
 logger = logging.getLogger("ephemeral_state")
 
@@ -48,6 +59,91 @@ class DenyAll(Policy):
     """The default."""
 
 
+# Ready-made ones
+
+
+class Authenticated(Policy):
+    """Whoever is logged in may do everything."""
+
+    async def can_subscribe(self, scope: Scope, namespace: str, topic: str) -> bool:
+        return _user_id(scope) is not None
+
+    async def can_set(self, scope: Scope, namespace: str, topic: str, key: str) -> bool:
+        return _user_id(scope) is not None
+
+
+class OwnKeys(Authenticated):
+    """Whoever is logged in may follow everything, and set keys that begin with the own user id and a colon: `7:typing`.
+
+    So nobody can take a key of somebody else.
+    """
+
+    async def can_set(self, scope: Scope, namespace: str, topic: str, key: str) -> bool:
+        user_id = _user_id(scope)
+        return user_id is not None and key.startswith(f"{user_id}:")
+
+
+class TopicPermissions(Policy):
+    """Django permissions by topic. The first pattern that fits the topic decides; if none does, the answer is no."""
+
+    permissions: ClassVar[Mapping[str, tuple[str | None, str | None]]] = {}
+    """`{pattern: (permission to follow, permission to set)}`, as in `{"room:*": ("chat.view_room", "chat.say")}`.
+
+    `None`: nobody. A pattern is one of `fnmatch`: `*`, `?` and `[…]`, upper and lower case differ.
+    """
+
+    def can_subscribe(self, scope: Scope, namespace: str, topic: str) -> bool:
+        return self._has_permission(scope, topic, 0)
+
+    def can_set(self, scope: Scope, namespace: str, topic: str, key: str) -> bool:
+        return self._has_permission(scope, topic, 1)
+
+    def _has_permission(self, scope: Scope, topic: str, which: int) -> bool:
+        user = scope.get("user")
+        for pattern, permissions in self.permissions.items():
+            if fnmatchcase(topic, pattern):
+                permission = permissions[which]
+                return user is not None and permission is not None and bool(user.has_perm(permission))
+        return False
+
+
+class AllOf(Policy):
+    """Allows what each of several policies allows."""
+
+    policies: ClassVar[tuple[type[Policy], ...]] = ()
+    """Asked in this order, up to the first that says no. None at all: no."""
+
+    def __init__(self) -> None:
+        self._parts = [policy() for policy in self.policies]
+
+    async def can_subscribe(self, scope: Scope, namespace: str, topic: str) -> bool:
+        return await self._all("can_subscribe", scope, namespace, topic)
+
+    async def can_set(self, scope: Scope, namespace: str, topic: str, key: str) -> bool:
+        return await self._all("can_set", scope, namespace, topic, key)
+
+    async def can_clear(self, scope: Scope, namespace: str, topic: str, key: str) -> bool:
+        return await self._all("can_clear", scope, namespace, topic, key)
+
+    async def can_list(self, scope: Scope, namespace: str, topic: str) -> bool:
+        return await self._all("can_list", scope, namespace, topic)
+
+    async def _all(self, question: str, scope: Scope, *what: str) -> bool:
+        for part in self._parts:
+            if not await allows(getattr(part, question), scope, *what):
+                return False
+        return bool(self._parts)
+
+
+def _user_id(scope: Scope) -> object:
+    """The id of the user who is logged in, or `None`."""
+    user = scope.get("user")
+    return user.pk if user is not None and user.is_authenticated else None
+
+
+# Asking
+
+
 def get_policy() -> Policy:
     """The project's policy. Raises `NotConfigured`."""
     return _make(get_settings().policy)
@@ -64,20 +160,23 @@ def _make(path: str) -> Policy:
     return policy
 
 
+async def allows(decide: Callable[..., Decision], scope: Scope, *what: str) -> bool:
+    """What one method of a policy decides, whether it is `def` or `async def`. Raises what the method raises."""
+    if inspect.iscoroutinefunction(decide):
+        return await decide(scope, *what) is True
+    allowed = await database_sync_to_async(decide)(scope, *what)
+    return (await allowed if inspect.isawaitable(allowed) else allowed) is True
+
+
 async def require(decide: Callable[..., Decision], scope: Scope, *what: str) -> None:
     """Raise `PermissionDenied` unless `decide` says True: the same words for "no" and for "not there"."""
     try:
-        if inspect.iscoroutinefunction(decide):
-            allowed = await decide(scope, *what)
-        else:
-            allowed = await database_sync_to_async(decide)(scope, *what)
-            if inspect.isawaitable(allowed):
-                allowed = await allowed
+        allowed = await allows(decide, scope, *what)
     except Exception:
         # A client may have found a name that the policy stumbles over. It shall not find a way in, or out.
         logger.exception("the policy failed, so the answer is no")
         allowed = False
         # It may have been a database connection that has died; an async policy has none closed before it is asked.
         await aclose_old_connections()
-    if allowed is not True:
+    if not allowed:
         raise PermissionDenied("not allowed")

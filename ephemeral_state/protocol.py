@@ -10,11 +10,12 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from .errors import EphemeralStateError, InvalidFrame, InvalidPayload, InvalidTTL, NameInvalid
+from .errors import EphemeralStateError, InvalidFrame, InvalidPayload, InvalidTTL, NameInvalid, RateLimited
 from .state import Change, Entry, Reason, Revision, Topic, UntilDisconnect
 
 __all__ = [
@@ -38,11 +39,14 @@ __all__ = [
     "encode_hello",
     "encode_ok",
     "encode_payload",
+    "encode_revoked",
     "encode_set",
     "encode_snapshot",
     "encode_ttl",
     "flow",
     "is_pong",
+    "peek_ref",
+    "require_size",
 ]
 
 GROUP_MESSAGE_TYPE: Final = "ephemeral.events"
@@ -137,7 +141,15 @@ def encode_ok(ref: Ref = None) -> str:
 def encode_error(error: EphemeralStateError, ref: Ref = None) -> str:
     # An error may quote what a client sent; whatever that was, the answer must be sendable.
     message = str(error).encode(errors="replace").decode()
-    return _dumps(_with_ref({"_orama": "ephemeral.error", "code": error.code, "message": message}, ref))
+    frame: dict[str, Any] = {"_orama": "ephemeral.error", "code": error.code, "message": message}
+    if isinstance(error, RateLimited):
+        frame["retry_after_ms"] = error.retry_after_ms
+    return _dumps(_with_ref(frame, ref))
+
+
+def encode_revoked(topic: str) -> str:
+    """The right to follow the topic has ended, and the subscription with it."""
+    return _dumps({"_orama": "ephemeral.revoked", "topic": topic})
 
 
 PING: Final = _dumps({"_orama": "ephemeral.ping"})
@@ -253,9 +265,7 @@ _MAX_REF: Final = 128
 
 def decode_command(text: str, *, max_frame_bytes: int, max_name_bytes: int) -> Command:
     """Read one frame of a client. Raises an error that carries the frame's `ref`, when it could be read."""
-    size = len(text.encode(errors="surrogatepass"))
-    if size > max_frame_bytes:
-        raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes}")
+    require_size(text, max_frame_bytes)
     try:
         frame = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -268,6 +278,26 @@ def decode_command(text: str, *, max_frame_bytes: int, max_name_bytes: int) -> C
     except EphemeralStateError as error:
         error.ref = ref
         raise
+
+
+def require_size(data: str | bytes, max_frame_bytes: int) -> None:
+    """Raises `InvalidFrame` for a frame that is too large to be read."""
+    size = len(data.encode(errors="surrogatepass") if isinstance(data, str) else data)
+    if size > max_frame_bytes:
+        raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes}")
+
+
+def peek_ref(text: str) -> Ref:
+    """The `ref` of a frame that is not worth reading. Of a command that is none, it may find something else."""
+    # Inside of a JSON string each of these quotes would have a backslash before it.
+    found = _REF.search(text)
+    try:
+        return _ref(json.loads(found[1])) if found else None
+    except (ValueError, InvalidFrame):
+        return None
+
+
+_REF: Final = re.compile(r'"ref"\s{0,9}:\s{0,9}(-?[0-9]{1,16}|"(?:[^"\\]|\\.){0,256}")')
 
 
 def _command(frame: dict[str, Any], ref: Ref, max_name_bytes: int) -> Command:

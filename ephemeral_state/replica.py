@@ -35,6 +35,10 @@ class Replica:
         """Something came that cannot be applied before what is missing: a snapshot will tell."""
         return bool(self._early)
 
+    def others(self, key: str) -> int:
+        """How many other keys are held, whether expired or not."""
+        return len(self._held) - (key in self._held)
+
     def agrees(self, revision: Revision) -> bool:
         """Whether the store, saying `revision`, holds what is held here."""
         return self._ready and (revision == self.revision or (revision == _NOTHING and not self._held))

@@ -20,13 +20,36 @@ GOOD = {
     "MAX_PAYLOAD_BYTES": 2,
     "MAX_FRAME_BYTES": 3,
     "MAX_NAME_BYTES": 4,
+    "MAX_FRAMES_PER_SECOND": 5,
+    "MAX_FRAME_BURST": 6,
+    "MAX_TOPICS_PER_CLIENT": 7,
+    "MAX_ENTRIES_PER_TOPIC": 8,
+    "RECHECK_INTERVAL": 2.5,
+    "REVOKE_ON_SIGNALS": False,
     "SWEEP_INTERVAL": 0.5,
     "BEACON_INTERVAL": 7,
     "LEASE": 1.5,
     "SHUTDOWN_TIMEOUT": 8,
 }
-SECONDS = ["DEFAULT_TTL", "MAX_TTL", "SWEEP_INTERVAL", "BEACON_INTERVAL", "LEASE", "SHUTDOWN_TIMEOUT"]
-COUNTS = ["MAX_KEYS_PER_CLIENT", "MAX_PAYLOAD_BYTES", "MAX_FRAME_BYTES", "MAX_NAME_BYTES"]
+SECONDS = [
+    "DEFAULT_TTL",
+    "MAX_TTL",
+    "RECHECK_INTERVAL",
+    "SWEEP_INTERVAL",
+    "BEACON_INTERVAL",
+    "LEASE",
+    "SHUTDOWN_TIMEOUT",
+]
+COUNTS = [
+    "MAX_KEYS_PER_CLIENT",
+    "MAX_PAYLOAD_BYTES",
+    "MAX_FRAME_BYTES",
+    "MAX_NAME_BYTES",
+    "MAX_FRAMES_PER_SECOND",
+    "MAX_FRAME_BURST",
+    "MAX_TOPICS_PER_CLIENT",
+    "MAX_ENTRIES_PER_TOPIC",
+]
 TEXTS = ["BACKEND", "CHANNEL_LAYER", "POLICY"]
 
 
@@ -37,7 +60,13 @@ def fault(raw):
 
 
 def test_the_lists_of_this_module_name_every_key():
-    assert set(GOOD) == {field.name.upper() for field in fields(Settings)} == {*SECONDS, *COUNTS, *TEXTS, "OPTIONS"}
+    others = {"OPTIONS", "REVOKE_ON_SIGNALS"}
+    assert set(GOOD) == {field.name.upper() for field in fields(Settings)} == {*SECONDS, *COUNTS, *TEXTS, *others}
+
+
+@pytest.mark.parametrize("value", [None, 1, 0, "yes", "False"], ids=repr)
+def test_a_switch_is_true_or_false(value):
+    assert fault({"REVOKE_ON_SIGNALS": value}) == f"{SETTING}['REVOKE_ON_SIGNALS'] must be True or False, not {value!r}"
 
 
 def test_an_empty_dict_gives_the_limits_of_the_contract():

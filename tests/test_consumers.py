@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from ephemeral_state import api
 from ephemeral_state.broadcast import group_name
 from ephemeral_state.consumers import EphemeralStateConsumer, EphemeralStateMixin, SyncEphemeralStateMixin
 from ephemeral_state.errors import ConnectionGone, NotAccepted, NotConfigured
+from ephemeral_state.policy import Policy
 
 from .live.app import KINDS
 from .live.peer import Peer
@@ -457,3 +459,144 @@ async def test_a_bare_consumer_ends_with_its_client(topic: str, mixin: type) -> 
     async with Peer(consumer.as_asgi()):
         await until(lambda: api.alist(topic))
     assert await api.alist(topic) == []
+
+
+# Limits of the ready-made consumer
+
+
+class Yes(Policy):
+    async def can_subscribe(self, scope: Any, namespace: str, topic: str) -> bool:
+        return True
+
+    async def can_set(self, scope: Any, namespace: str, topic: str, key: str) -> bool:
+        return True
+
+
+@pytest.fixture
+def limited(settings: Any) -> Callable[..., Peer]:
+    def make(**limits: int) -> Peer:
+        settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes", **limits}
+        return Peer(EphemeralStateConsumer.as_asgi())
+
+    return make
+
+
+def command(verb: str, topic: str, ref: int, **more: Any) -> str:
+    return json.dumps({"_orama": f"ephemeral.{verb}", "topic": topic, **more, "ref": ref})
+
+
+async def answer(client: Peer, ref: int) -> dict[str, Any]:
+    while (frame := await client.frame()).get("ref") != ref:
+        pass
+    return frame
+
+
+async def obeyed(client: Peer, verb: str, topic: str, ref: int, **more: Any) -> str:
+    client.arrive("websocket.receive", text=command(verb, topic, ref, **more))
+    frame = await answer(client, ref)
+    return frame.get("code", "ok")
+
+
+def closed_with(client: Peer) -> list[int]:
+    return [message["code"] for message in client.sent if message["type"] == "websocket.close"]
+
+
+async def test_too_many_frames_are_refused_with_their_ref_and_served_again_later(limited: Any, topic: str) -> None:
+    async with limited(MAX_FRAME_BURST=5, MAX_FRAMES_PER_SECOND=50) as client:
+        for ref in range(8):
+            client.arrive("websocket.receive", text=command("set", topic, ref, key=f"{ref}"))
+        answers = {ref: await client.frame() for ref in ["hello", *range(8)]}
+        refused = [frame for frame in answers.values() if frame.get("code") == "rate_limited"]
+        assert sorted(frame["ref"] for frame in refused) == [5, 6, 7]
+        assert all(0 < frame["retry_after_ms"] <= 250 for frame in refused)
+        assert [entry.key for entry in await api.alist(topic)] == [f"{ref}" for ref in range(5)]
+        await asyncio.sleep(refused[-1]["retry_after_ms"] / 1000)
+        assert await obeyed(client, "set", topic, 9, key="9") == "ok"
+
+
+async def test_the_hundredth_refusal_in_a_row_ends_the_connection_and_clears(limited: Any, topic: str) -> None:
+    client = limited(MAX_FRAME_BURST=5, MAX_FRAMES_PER_SECOND=1)
+    async with client:
+        assert await obeyed(client, "set", topic, 1, key="k", ttl_ms=None) == "ok"
+        for _ in range(4 + 99):
+            client.arrive("websocket.receive", text="{}")
+        codes = [(await client.frame())["code"] for _ in range(4 + 99)]
+        assert sorted(codes) == ["bad_frame"] * 4 + ["rate_limited"] * 99
+        client.arrive("websocket.receive", bytes=b"the hundredth")
+        await client.ended()
+    assert closed_with(client) == [4008]
+    assert await api.alist(topic) == []
+
+
+async def test_a_flood_is_refused_even_if_the_server_gives_its_frames_without_suspending(limited: Any) -> None:
+    async with limited(MAX_FRAME_BURST=5, MAX_FRAMES_PER_SECOND=1) as client:
+        for _ in range(100_000):
+            client.arrive("websocket.receive", text="x")
+        await client.ended()
+    assert closed_with(client) == [4008]
+    assert len(client.sent) < 120
+
+
+async def test_a_huge_frame_counts_as_many(limited: Any, topic: str) -> None:
+    async with limited(MAX_FRAME_BURST=30, MAX_FRAMES_PER_SECOND=10, MAX_FRAME_BYTES=1000) as client:
+        for data in ({"text": "x" * 20_000}, {"bytes": b"x" * 20_000}):
+            client.arrive("websocket.receive", **data)
+        await client.frame()
+        too_large, too_many = [await client.frame() for _ in range(2)]
+        assert (too_large["code"], too_many["code"]) == ("bad_frame", "rate_limited")
+        assert too_large["message"] == "frame of 20000 bytes exceeds the limit of 1000"
+        assert too_many["retry_after_ms"] >= 1000
+
+
+async def test_pongs_count_too_but_nobody_who_answers_pings_is_refused(limited: Any) -> None:
+    client = limited(MAX_FRAME_BURST=1, MAX_FRAMES_PER_SECOND=20)
+    async with client:
+        for _ in range(10):
+            client.arrive("websocket.receive", text='{"_orama":"ephemeral.pong"}')
+            await asyncio.sleep(0.06)
+    assert [json.loads(frame["text"])["_orama"] for frame in client.sent[1:]] == ["ephemeral.hello"]
+
+
+async def test_so_many_topics_and_no_more(limited: Any, topic: str) -> None:
+    async with limited(MAX_TOPICS_PER_CLIENT=2) as client:
+        assert await obeyed(client, "subscribe", f"{topic}1", 1) == "ok"
+        assert await obeyed(client, "subscribe", f"{topic}2", 2) == "ok"
+        assert await obeyed(client, "subscribe", f"{topic}3", 3) == "too_many_topics"
+        assert await obeyed(client, "subscribe", f"{topic}2", 4) == "ok"
+        assert await obeyed(client, "unsubscribe", f"{topic}1", 5) == "ok"
+        assert await obeyed(client, "subscribe", f"{topic}3", 6) == "ok"
+        assert await obeyed(client, "subscribe", "", 7) == "too_many_topics"
+        assert await obeyed(client, "unsubscribe", f"{topic}3", 8) == "ok"
+        assert await obeyed(client, "subscribe", "", 9) == "name_required"
+        assert await obeyed(client, "subscribe", f"{topic}4", 10) == "ok"
+
+
+@pytest.mark.parametrize("followed", [True, False])
+async def test_so_many_entries_in_a_topic_and_no_more(limited: Any, topic: str, followed: bool) -> None:
+    async with limited(MAX_ENTRIES_PER_TOPIC=3) as client, Peer(EphemeralStateConsumer.as_asgi()) as other:
+        if followed:
+            assert await obeyed(other, "subscribe", topic, 0) == "ok"
+        for ref in (1, 2, 3):
+            assert await obeyed(client, "set", topic, ref, key=f"{ref}") == "ok"
+            if followed:
+                while len(other.view.state) < ref:
+                    await other.frame()
+        assert await obeyed(client, "set", topic, 4, key="4") == "too_many_entries"
+        assert await obeyed(other, "set", topic, 5, key="5") == "too_many_entries"
+        assert await obeyed(client, "set", topic, 6, key="2") == "ok"
+        # Another's key: from here it is seen to be there only if somebody follows the topic.
+        assert await obeyed(other, "set", topic, 7, key="1") == ("ok" if followed else "too_many_entries")
+        assert await obeyed(client, "set", f"{topic}2", 8, key="4") == "ok"
+        await api.aset(topic, "from a view")
+        assert await obeyed(client, "clear", topic, 9, key="2") == "ok"
+        await api.aclear(topic, "from a view")
+        if followed:
+            await until(lambda: _drained(other, 2))
+        assert await obeyed(client, "set", topic, 10, key="4") == "ok"
+        assert len(await api.alist(topic)) == 3
+
+
+async def _drained(client: Peer, entries: int) -> bool:
+    while len(client.view.state) != entries:
+        await client.frame()
+    return True

@@ -732,7 +732,7 @@ async def test_a_group_handler(load: Any):
 
 async def test_the_ready_made_consumer_with_a_policy(load: Any, settings: Any):
     load("howto.md", "chat.policy")
-    (shown,) = blocks(section(page("howto.md"), "Use the ready-made consumer"), "python")[2:]
+    shown = blocks(section(page("howto.md"), "Use the ready-made consumer"), "python")[2]
     values: dict[str, Any] = {}
     exec(shown, values)
     settings.EPHEMERAL_STATE = values["EPHEMERAL_STATE"]
@@ -747,6 +747,66 @@ async def test_the_ready_made_consumer_with_a_policy(load: Any, settings: Any):
     async with Browser(application, AnonymousUser(), "/ws/state/") as guest:
         assert (await guest.read())["_orama"] == "ephemeral.hello"
         assert (await guest.ask("subscribe", topic="room:1"))["code"] == "forbidden"
+
+
+@pytest.mark.parametrize(
+    ("origin", "enters"), [("https://ours.example", True), ("https://evil.example", False), ("", False)]
+)
+async def test_pages_of_other_sites_do_not_get_in(load: Any, settings: Any, origin: str, enters: bool):
+    settings.ALLOWED_HOSTS = ["ours.example"]
+    headers = [(b"origin", origin.encode())] if origin else []
+    socket = WebsocketCommunicator(load("howto.md", "chat.asgi").application, "/ws/state/", headers)
+    connected, _ = await socket.connect(timeout=10)
+    assert connected == enters
+    await socket.disconnect(timeout=10)
+
+
+async def test_a_policy_of_several(load: Any, settings: Any):
+    chat = load("howto.md", "chat.policies")
+    settings.EPHEMERAL_STATE = {"POLICY": "chat.policies.ChatPolicy"}
+
+    class Member(User):
+        def has_perm(self, permission: str) -> bool:
+            return permission in ("chat.view_room", "chat.view_news")
+
+    class Writer(Member):
+        def has_perm(self, permission: str) -> bool:
+            return True
+
+    class OfTenant(consumers.EphemeralStateConsumer):
+        ephemeral_namespace = "tenant:7"
+
+    class OfAnother(consumers.EphemeralStateConsumer):
+        ephemeral_namespace = "tenant:8"
+
+    async def may(consumer: Any, user: Any, topic: str, key: str) -> list[bool]:
+        async with Browser(consumer.as_asgi(), user) as browser:
+            answers = [await browser.ask("list", topic=topic), await browser.ask("set", topic=topic, key=key)]
+            return [answer.get("code") is None for answer in answers]
+
+    assert issubclass(chat.ChatPolicy, policy.Policy)
+    assert await may(OfTenant, Writer(1, "Zoé", 7), "room:1", "1:k") == [True, True]
+    assert await may(OfTenant, Writer(1, "Zoé", 7), "room:1", "11:k") == [True, False]
+    assert await may(OfTenant, Member(1, "Zoé", 7), "room:1", "1:k") == [True, False]
+    assert await may(OfTenant, Writer(1, "Zoé", 7), "news", "1:k") == [True, False]
+    assert await may(OfTenant, Writer(1, "Zoé", 7), "elsewhere", "1:k") == [False, False]
+    assert await may(OfAnother, Writer(1, "Zoé", 7), "room:1", "1:k") == [False, False]
+
+
+async def test_a_ban(load: Any, settings: Any):
+    load("howto.md", "chat.policy")
+    settings.EPHEMERAL_STATE = {"POLICY": "chat.policy.RoomPolicy"}
+    bans: list[Any] = []
+    room = types.SimpleNamespace(pk=1, bans=types.SimpleNamespace(create=lambda user: bans.append(user)))
+    ban = load("howto.md", "chat.moderation").ban
+    application = URLRouter(load("howto.md", "chat.routing").websocket_urlpatterns)
+    module = importlib.import_module("chat.policy")
+    async with Browser(application, ZOE, "/ws/state/") as zoe:
+        await zoe.read()
+        assert (await zoe.ask("subscribe", topic="room:1"))["entries"] == []
+        module.RoomPolicy.can_subscribe = lambda self, scope, namespace, topic: scope["user"] not in bans
+        await in_thread(ban, room, ZOE)
+        assert await zoe.read() == {"_orama": "ephemeral.revoked", "topic": "room:1"}
 
 
 async def test_the_test_of_ones_own_consumer(load: Any):

@@ -1,13 +1,27 @@
 import asyncio
+import json
 import threading
 
 import pytest
+from asgiref.sync import sync_to_async
 from channels.testing import WebsocketCommunicator
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, Permission, User
 
+from ephemeral_state import api
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.errors import NotConfigured, PermissionDenied
-from ephemeral_state.policy import DenyAll, Policy, get_policy, require
+from ephemeral_state.policy import (
+    AllOf,
+    Authenticated,
+    DenyAll,
+    OwnKeys,
+    Policy,
+    TopicPermissions,
+    get_policy,
+    require,
+)
+
+from .live.peer import Peer
 
 VERBS = {
     "can_subscribe": ("ns", "topic"),
@@ -179,3 +193,193 @@ async def test_the_consumer_denies_every_command_by_default(settings):
 async def test_the_consumer_asks_the_policy_of_the_project(settings, name):
     settings.EPHEMERAL_STATE = {"POLICY": f"tests.test_policy.{name}"}
     assert await commands(*COMMANDS) == ["ephemeral.snapshot", "ephemeral.snapshot", "forbidden", "ephemeral.ok"]
+
+
+# Every command, every decision, everybody
+
+
+class Everything(Policy):
+    def can_subscribe(self, scope, namespace, topic):
+        return True
+
+    def can_set(self, scope, namespace, topic, key):
+        return True
+
+
+class EverythingLater(Policy):
+    async def can_subscribe(self, scope, namespace, topic):
+        return True
+
+    async def can_set(self, scope, namespace, topic, key):
+        return True
+
+
+class Truthy(Policy):
+    def can_subscribe(self, scope, namespace, topic):
+        return "yes"
+
+    async def can_set(self, scope, namespace, topic, key):
+        return 1
+
+
+class Failing(Policy):
+    async def can_subscribe(self, scope, namespace, topic):
+        raise KeyError(topic)
+
+    def can_set(self, scope, namespace, topic, key):
+        raise KeyError(key)
+
+
+class OnlyClearAndList(Policy):
+    async def can_clear(self, scope, namespace, topic, key):
+        return True
+
+    def can_list(self, scope, namespace, topic):
+        return True
+
+
+class ByPermission(TopicPermissions):
+    permissions = {  # noqa: RUF012
+        "room:9*": (None, None),
+        "room:*": ("auth.view_user", "auth.change_user"),
+        "*": ("auth.delete_user", "auth.delete_user"),
+    }
+
+
+class OwnTenant(Policy):
+    async def can_subscribe(self, scope, namespace, topic):
+        return scope["user"].first_name == namespace
+
+    async def can_set(self, scope, namespace, topic, key):
+        return scope["user"].first_name == namespace
+
+
+class OwnKeysByPermission(AllOf):
+    policies = (OwnKeys, ByPermission)
+
+
+class OwnKeysOfTenant(AllOf):
+    policies = (OwnTenant, OwnKeys)
+
+
+class Nothing(AllOf):
+    pass
+
+
+ALL = "subscribe list set-own set-other clear-own clear-other"
+OWN = "subscribe list set-own clear-own"
+#           policy: what anonymous, user, staff, another tenant may do
+TABLE = {
+    "DenyAll": ("", "", "", ""),
+    "Nothing": ("", "", "", ""),
+    "Truthy": ("", "", "", ""),
+    "Failing": ("", "", "", ""),
+    "Everything": (ALL, ALL, ALL, ALL),
+    "EverythingLater": (ALL, ALL, ALL, ALL),
+    "OnlyClearAndList": tuple(["list clear-own clear-other"] * 4),
+    "Authenticated": ("", ALL, ALL, ALL),
+    "OwnKeys": ("", OWN, OWN, OWN),
+    "ByPermission": ("", "subscribe list", ALL, ""),
+    "OwnKeysByPermission": ("", "subscribe list", OWN, ""),
+    "OwnTenant": ("", ALL, ALL, ""),
+    "OwnKeysOfTenant": ("", OWN, OWN, ""),
+}
+READY_MADE = ("DenyAll", "Authenticated", "OwnKeys")
+PEOPLE = ("anonymous", "user", "staff", "another tenant")
+
+
+class OfAcme(EphemeralStateConsumer):
+    ephemeral_namespace = "acme"
+
+
+def people():
+    """They have rights by the database, as anybody has."""
+    rights = {"user": ["view_user"], "staff": ["view_user", "change_user"], "another tenant": []}
+    found = {"anonymous": AnonymousUser()}
+    for name, codenames in rights.items():
+        tenant = "other" if name == "another tenant" else "acme"
+        found[name] = User.objects.create(username=name, first_name=tenant, is_staff=name == "staff")
+        found[name].user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    # As a request has them: without what the steps above have left in caches.
+    return found | {name: User.objects.get(username=name) for name in rights}
+
+
+def all_commands(topic, user):
+    return {
+        "subscribe": {"_orama": "ephemeral.subscribe", "topic": topic},
+        "list": {"_orama": "ephemeral.list", "topic": topic},
+        "set-own": {"_orama": "ephemeral.set", "topic": topic, "key": f"{user.pk}:k"},
+        "set-other": {"_orama": "ephemeral.set", "topic": topic, "key": f"{user.pk}1:k"},
+        "clear-own": {"_orama": "ephemeral.clear", "topic": topic, "key": f"{user.pk}:k"},
+        "clear-other": {"_orama": "ephemeral.clear", "topic": topic, "key": f"{user.pk}1:k"},
+        "unsubscribe": {"_orama": "ephemeral.unsubscribe", "topic": topic},
+    }
+
+
+async def ask(peer, frame):
+    peer.arrive("websocket.receive", text=json.dumps(frame))
+    while (answer := await peer.frame())["_orama"] not in ("ephemeral.ok", "ephemeral.error", "ephemeral.snapshot"):
+        pass
+    return answer
+
+
+@pytest.mark.usefixtures("threaded_db")
+async def test_every_command_of_everybody_under_every_policy(settings):
+    everybody = await sync_to_async(people)()
+    names = [f"{user.pk}{more}:k" for user in everybody.values() for more in ("", "1")]
+    no = {"_orama": "ephemeral.error", "code": "forbidden", "message": "not allowed"}
+    checked = 0
+    for policy, row in TABLE.items():
+        module = "ephemeral_state.policy" if policy in READY_MADE else "tests.test_policy"
+        settings.EPHEMERAL_STATE = {"POLICY": f"{module}.{policy}"}
+        for person, may in zip(PEOPLE, row, strict=True):
+            # A topic that is full, and one that nobody has ever heard of.
+            for key in names:
+                await api.aset("room:1", key, "secret", namespace="acme")
+            for topic in ("room:1", "room:2"):
+                peer = Peer(OfAcme.as_asgi())
+                peer.scope["user"] = everybody[person]
+                async with peer:
+                    await peer.frame()
+                    for name, frame in all_commands(topic, everybody[person]).items():
+                        answer = await ask(peer, frame)
+                        if name in may.split() or name == "unsubscribe":
+                            assert answer["_orama"] in ("ephemeral.ok", "ephemeral.snapshot"), (policy, person, name)
+                        else:
+                            assert answer == no, (policy, person, name)
+                        checked += 1
+                if not may:
+                    said = [frame for frame in peer.sent if frame["type"] == "websocket.send"]
+                    assert not any("secret" in frame["text"] for frame in said)
+                    stored = {entry.key: entry.client_id for entry in await api.alist("room:1", namespace="acme")}
+                    assert set(stored) == set(names)
+                    assert all(owner.startswith("api:") for owner in stored.values())
+    assert checked == len(TABLE) * 4 * 2 * 7
+
+
+@pytest.mark.usefixtures("threaded_db")
+async def test_the_first_pattern_that_fits_decides():
+    everybody = await sync_to_async(people)()
+    policy, staff = ByPermission(), {"user": everybody["staff"]}
+    assert await allowed(policy.can_subscribe, staff, "", "room:1")
+    assert not await allowed(policy.can_subscribe, staff, "", "room:91")
+    assert not await allowed(policy.can_subscribe, staff, "", "ROOM:1")
+    assert not await allowed(policy.can_subscribe, staff, "", "lobby")
+    assert not await allowed(policy.can_subscribe, {}, "", "room:1")
+    root = await User.objects.acreate(username="root", is_superuser=True)
+    assert await allowed(policy.can_subscribe, {"user": root}, "", "lobby")
+    assert not await allowed(policy.can_subscribe, {"user": root}, "", "room:91")
+    assert not await allowed(TopicPermissions().can_subscribe, {"user": root}, "", "room:1")
+
+
+@pytest.mark.parametrize("policy", [Authenticated(), OwnKeys()])
+async def test_without_a_user_in_the_scope_nobody_is_logged_in(policy):
+    assert not await allowed(policy.can_subscribe, {}, "", "t")
+    assert not await allowed(policy.can_set, {}, "", "t", "None:k")
+
+
+async def test_user_1_may_not_set_the_keys_of_user_11():
+    one = {"user": User(pk=1)}
+    assert await allowed(OwnKeys().can_set, one, "", "t", "1:k")
+    for key in ("11:k", "1", "1k", " 1:k", "k:1:"):
+        assert not await allowed(OwnKeys().can_set, one, "", "t", key)

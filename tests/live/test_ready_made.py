@@ -207,12 +207,12 @@ async def test_the_257th_key_is_refused_and_an_overwrite_is_not(server: Server, 
         assert (await watcher.frame())["key"] == "fits now"
 
 
-async def test_a_flood_of_bad_frames_leaves_the_connection_open(server: Server, tag: str) -> None:
+async def test_many_bad_frames_leave_the_connection_open(server: Server, tag: str) -> None:
+    bad = [frame for frame, _, _ in BAD.values() if len(frame) < 5000]
     async with Client(server, "ready", namespace=tag) as client:
-        for _ in range(20):
-            for frame, _, _ in list(BAD.values()):
-                if len(frame) < 5000:
-                    await client.send(frame)
+        for _ in range(500 // len(bad)):  # more at once would be too many, whatever is in them
+            for frame in bad:
+                await client.send(frame)
         assert (await ask(client, "list", topic="T", ref="end")) is not None
         while client.view.welcomed == 0:
             await client.frame()

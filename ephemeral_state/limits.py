@@ -1,0 +1,83 @@
+"""How much one client may ask for: frames a second, and what it is remembered to have set. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from .state import Topic
+
+__all__ = ["TOO_MANY_REFUSALS", "Bucket", "Claims"]
+
+TOO_MANY_REFUSALS: Final = 100
+"""In a row: so many, and the connection is ended."""
+_PAUSE: Final = 0.25  # seconds
+
+
+class Bucket:
+    """A token bucket: so many frames at once, and then so many a second.
+
+    Once it is empty, everything is refused for a moment. Were the next token given away as soon as it is there, a
+    client that floods would be served every now and then, and never be refused often enough to be sent away.
+    """
+
+    __slots__ = ("_burst", "_clock", "_filled_at", "_rate", "_shut_until", "_tokens", "refusals")
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        """`rate` in frames a second; `clock` in seconds."""
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._tokens = float(burst)
+        self._filled_at = self._shut_until = clock()
+        self.refusals = 0
+        """In a row, up to now."""
+
+    def take(self, cost: float = 1) -> float:
+        """0 if the frame may pass; or else the seconds after which one like it may."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        cost = min(cost, self._burst)  # or it would never pass
+        if now >= self._shut_until and self._tokens >= cost:
+            self._tokens -= cost
+            self.refusals = 0
+            return 0.0
+        self.refusals += 1
+        if now >= self._shut_until:
+            self._shut_until = now + _PAUSE
+        return max(self._shut_until - now, (cost - self._tokens) / self._rate)
+
+
+class Claims:
+    """The keys that a client has set and may still own, no more of them than twice what it may own: what has expired
+    or was taken over is not always heard of here."""
+
+    def __init__(self, max_keys: int, clock: Callable[[], float]) -> None:
+        self._most = 2 * max_keys
+        self._clock = clock
+        self._deadlines: dict[tuple[Topic, str], float | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._deadlines)
+
+    def __contains__(self, place: tuple[Topic, str]) -> bool:
+        deadline = self._deadlines.get(place, 0.0)
+        return deadline is None or self._clock() < deadline
+
+    def add(self, topic: Topic, key: str, lifetime: float | None) -> None:
+        """`lifetime` in seconds; `None`: no deadline."""
+        place = (topic, key)
+        self._deadlines.pop(place, None)  # the latest are to be the last
+        self._deadlines[place] = None if lifetime is None else self._clock() + lifetime
+        if len(self._deadlines) > self._most:
+            self._deadlines = {place: self._deadlines[place] for place in self.live()}
+            while len(self._deadlines) > self._most:
+                del self._deadlines[next(iter(self._deadlines))]
+
+    def discard(self, topic: Topic, key: str) -> None:
+        self._deadlines.pop((topic, key), None)
+
+    def live(self) -> list[tuple[Topic, str]]:
+        """Those whose time has not passed."""
+        return [place for place in self._deadlines if place in self]

@@ -1,0 +1,231 @@
+"""Asking again whether somebody may: each user's connections have a group, and are told there to ask the policy."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+from collections.abc import Iterable
+from typing import Any, Final
+
+from channels.db import database_sync_to_async
+from channels.layers import BaseChannelLayer
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.db import transaction
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
+from django.utils.crypto import constant_time_compare
+
+from .background import wait
+from .broadcast import find_layer
+from .conf import Settings, get_settings
+from .errors import EphemeralStateError, StoreUnavailable
+
+__all__ = [
+    "REVOKE_MESSAGE_TYPE",
+    "connect_signals",
+    "join",
+    "leave",
+    "refresh_user",
+    "revoke",
+    "session_digest",
+    "user_group",
+]
+
+logger = logging.getLogger("ephemeral_state")
+
+REVOKE_MESSAGE_TYPE: Final = "ephemeral.revoke"
+_LAYER_TIMEOUT: Final = 2.0  # seconds
+_MOST_MEMBERS: Final = 1000  # of a group of users; those of a larger one are found out by the next recheck
+
+
+async def revoke(users: Iterable[object], *, topic: str | None = None, session: str | None = None) -> None:
+    """Let all connections of these users, given or by primary key, ask the policy again; with a `session`, end those
+    that came with it. Raises `StoreUnavailable` if the channel layer does not take the message."""
+    message = {"type": REVOKE_MESSAGE_TYPE}
+    if topic is not None:
+        message["topic"] = topic
+    if session is not None:
+        message["session"] = session
+    layer = find_layer(get_settings().channel_layer)
+    try:
+        for user in users:
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                await layer.group_send(_group_name(getattr(user, "pk", user)), message)
+    except Exception as error:
+        raise StoreUnavailable("the channel layer does not answer") from error
+
+
+# The group
+
+
+def user_group(scope: Any) -> str | None:
+    """The channel-layer group of the connection's user; `None` if nobody is logged in."""
+    user = scope.get("user")
+    return _group_name(user.pk) if user is not None and user.is_authenticated and hasattr(user, "pk") else None
+
+
+def _group_name(user_id: object) -> str:
+    return "ephemeral.user." + hashlib.blake2b(str(user_id).encode(), digest_size=20).hexdigest()
+
+
+async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
+    try:
+        async with asyncio.timeout(_LAYER_TIMEOUT):
+            await layer.group_add(group, channel)
+    except Exception as error:
+        logger.warning("a revocation will not be heard at once, the channel layer does not answer: %r", error)
+
+
+async def leave(layer: BaseChannelLayer, group: str, channel: str) -> None:
+    try:
+        async with asyncio.timeout(_LAYER_TIMEOUT):
+            await layer.group_discard(group, channel)
+    except Exception as error:
+        logger.debug("leaving the group of a user failed, the layer will expire it: %r", error)
+
+
+# The user
+
+
+def session_digest(session: Any) -> str:
+    """Names a session without giving it away; empty for none."""
+    key = getattr(session, "session_key", None)
+    return hashlib.blake2b(key.encode(), digest_size=20).hexdigest() if key else ""
+
+
+async def refresh_user(scope: Any) -> bool:
+    """Load the connection's user again, with the rights it has now. False if it is gone: the session has ended, or
+    the user was deactivated or deleted."""
+    user = scope.get("user")
+    if user is None or not user.is_authenticated:
+        return True
+    fresh = await database_sync_to_async(_load)(user, scope.get("session"))
+    if fresh is None or not fresh.is_authenticated or fresh.pk != user.pk:
+        return False
+    scope["user"] = fresh
+    return True
+
+
+def _load(user: Any, session: Any) -> Any:
+    from django.contrib.auth import SESSION_KEY
+
+    if session is not None and session.session_key and SESSION_KEY in session:
+        return _by_session(session)
+    manager = getattr(user.__class__, "_default_manager", None)
+    if manager is None:
+        return user  # no model: nothing to look up
+    fresh = manager.filter(pk=user.pk).first()
+    return fresh if fresh is not None and getattr(fresh, "is_active", True) else None
+
+
+def _by_session(session: Any) -> Any:
+    """The user that a request with this session would have now, without changing the session."""
+    from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+    from django.utils.module_loading import import_string
+
+    now = import_string(f"{django_settings.SESSION_ENGINE}.SessionStore")(session.session_key)
+    path = now.get(BACKEND_SESSION_KEY)
+    if SESSION_KEY not in now or path not in django_settings.AUTHENTICATION_BACKENDS:
+        return None
+    user: Any = load_backend(path).get_user(get_user_model()._meta.pk.to_python(now[SESSION_KEY]))
+    if hasattr(user, "get_session_auth_hash"):
+        known = now.get(HASH_SESSION_KEY, "")
+        good = [user.get_session_auth_hash(), *getattr(user, "get_session_auth_fallback_hash", tuple)()]
+        if not any(constant_time_compare(known, one) for one in good):
+            return None  # the password was changed
+    return user
+
+
+# Django's signals
+
+
+def connect_signals() -> None:
+    """Listen to what changes the rights of users, where the project has users."""
+    if not apps.is_installed("django.contrib.auth"):
+        return
+    from django.contrib.auth import get_user_model
+    from django.contrib.auth.models import Group
+    from django.contrib.auth.signals import user_logged_out
+
+    model = get_user_model()
+    user_logged_out.connect(_logged_out, dispatch_uid="ephemeral_state.revocation")
+    post_save.connect(_saved, sender=model, dispatch_uid="ephemeral_state.revocation")
+    post_delete.connect(_deleted, sender=model, dispatch_uid="ephemeral_state.revocation")
+    pre_delete.connect(_group_deleted, sender=Group, dispatch_uid="ephemeral_state.revocation")
+    for relation in ("groups", "user_permissions"):
+        if hasattr(model, relation):
+            through = getattr(model, relation).through
+            m2m_changed.connect(_users_changed, sender=through, dispatch_uid="ephemeral_state.revocation")
+    m2m_changed.connect(_group_changed, sender=Group.permissions.through, dispatch_uid="ephemeral_state.revocation")
+
+
+def _logged_out(request: Any, user: Any, **_: Any) -> None:
+    if user is not None:
+        _tell([user.pk], session=session_digest(getattr(request, "session", None)))
+
+
+def _saved(instance: Any, created: bool, raw: bool, using: str, update_fields: Any, **_: Any) -> None:
+    # Every login saves the user, but for nothing that matters here.
+    if not created and not raw and not (update_fields and set(update_fields) <= {"last_login"}):
+        _tell([instance.pk], using=using)
+
+
+def _deleted(instance: Any, using: str, **_: Any) -> None:
+    _tell([instance.pk], using=using)
+
+
+# What is about to be cleared or deleted is told of too: inside of Django's own transaction, so it is sent after it.
+_ACTIONS: Final = frozenset(("post_add", "post_remove", "pre_clear"))
+
+
+def _users_changed(instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any) -> None:
+    """Of the groups or permissions of users."""
+    if action in _ACTIONS:
+        users = (pk_set or _ids(instance.user_set)) if reverse else [instance.pk]
+        _tell(users, using=using)
+
+
+def _group_changed(instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any) -> None:
+    """Of the permissions of groups."""
+    if action in _ACTIONS:
+        from django.contrib.auth import get_user_model
+
+        groups: Any = (pk_set or _ids(instance.group_set)) if reverse else [instance.pk]
+        _tell(_ids(get_user_model()._default_manager.using(using).filter(groups__in=groups)), using=using)
+
+
+def _group_deleted(instance: Any, using: str, **_: Any) -> None:
+    _tell(_ids(instance.user_set), using=using)
+
+
+def _ids(things: Any) -> list[object]:
+    return list(things.values_list("pk", flat=True).distinct()[:_MOST_MEMBERS])
+
+
+def _tell(users: Iterable[object], *, using: str | None = None, session: str | None = None) -> None:
+    """After the transaction, since others will look at the database. Never raises: nobody's logout is to fail."""
+    users = list(users)
+    settings = get_settings()
+    if not users or not settings.revoke_on_signals or settings.policy == Settings().policy:
+        return
+    telling = functools.partial(_try_to_revoke, users, session)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        transaction.on_commit(lambda: wait(telling), using=using, robust=True)
+    else:  # where nobody may wait, and Django allows no transaction
+        task = loop.create_task(telling())
+        _telling.add(task)
+        task.add_done_callback(_telling.discard)
+
+
+_telling: set[asyncio.Task[None]] = set()
+
+
+async def _try_to_revoke(users: Iterable[object], session: str | None) -> None:
+    try:
+        await revoke(users, session=session)
+    except EphemeralStateError as error:
+        logger.warning("changed rights cannot be told, each connection asks for itself later: %s", error)
