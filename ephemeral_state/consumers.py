@@ -41,6 +41,7 @@ from .protocol import (
     encode_set,
     encode_snapshot,
     flow,
+    is_pong,
     peek_ref,
     require_size,
 )
@@ -431,7 +432,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                     return message
                 try:
                     wait = bucket.take(1 + len(data) // settings.max_frame_bytes)
-                    if wait:
+                    if wait and (bucket.refusals >= TOO_MANY_REFUSALS or not is_pong(message.get("text") or "")):
                         raise RateLimited(math.ceil(wait * 1000))
                     if len(data) <= settings.max_frame_bytes:
                         return message

@@ -781,6 +781,7 @@ async def test_a_policy_of_several(load: Any, settings: Any):
 
     async def may(consumer: Any, user: Any, topic: str, key: str) -> list[bool]:
         async with Browser(consumer.as_asgi(), user) as browser:
+            await browser.read_until(_orama="ephemeral.hello")
             answers = [await browser.ask("list", topic=topic), await browser.ask("set", topic=topic, key=key)]
             return [answer.get("code") is None for answer in answers]
 
@@ -793,18 +794,18 @@ async def test_a_policy_of_several(load: Any, settings: Any):
     assert await may(OfAnother, Writer(1, "Zoé", 7), "room:1", "1:k") == [False, False]
 
 
-async def test_a_ban(load: Any, settings: Any):
+async def test_a_ban(load: Any, settings: Any, monkeypatch: pytest.MonkeyPatch):
     load("howto.md", "chat.policy")
     settings.EPHEMERAL_STATE = {"POLICY": "chat.policy.RoomPolicy"}
     bans: list[Any] = []
     room = types.SimpleNamespace(pk=1, bans=types.SimpleNamespace(create=lambda user: bans.append(user)))
     ban = load("howto.md", "chat.moderation").ban
     application = URLRouter(load("howto.md", "chat.routing").websocket_urlpatterns)
-    module = importlib.import_module("chat.policy")
     async with Browser(application, ZOE, "/ws/state/") as zoe:
         await zoe.read()
         assert (await zoe.ask("subscribe", topic="room:1"))["entries"] == []
-        module.RoomPolicy.can_subscribe = lambda self, scope, namespace, topic: scope["user"] not in bans
+        banned = lambda scope, namespace, topic: scope["user"] not in bans  # noqa: E731
+        monkeypatch.setattr(policy.get_policy(), "can_subscribe", banned)
         await in_thread(ban, room, ZOE)
         assert await zoe.read() == {"_orama": "ephemeral.revoked", "topic": "room:1"}
 
