@@ -20,8 +20,9 @@ from .. import api
 from ..background import wait
 from ..errors import EphemeralStateError
 from ..models import Entry
+from ..printing import printable
 from .reading import Found, entry_page, find, overview, tag
-from .text import NAME_LENGTH, Filters, Identity, printable, read_token, short
+from .text import NAME_LENGTH, Filters, Identity, read_token, short
 
 __all__ = ["EntryAdmin"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import socket
 import time
@@ -16,10 +15,11 @@ from django.utils.http import urlencode
 from .. import api
 from ..conf import get_settings
 from ..node import connections_here
+from ..printing import json_object, preview, printable
 from ..state import Entry, Topic
 from ..stores import get_store
 from ..stores.base import KINDS, History, NodeStatus, Owner, Transition
-from .text import NAME_LENGTH, Filters, Identity, ago, payload_pretty, payload_short, printable, short, time_left
+from .text import NAME_LENGTH, PAYLOAD_LENGTH, Filters, Identity, ago, payload_pretty, short, time_left
 
 __all__ = ["EntryPage", "Found", "entry_page", "find", "overview", "tag"]
 
@@ -93,12 +93,12 @@ def _wanted(entry: Entry, owner: Owner | None, filters: Filters) -> bool:
         return False
     if filters.process and (owner is None or owner.node != filters.process):
         return False
-    return not filters.user or (owner is not None and _about(owner.about).get("user") == filters.user)
+    return not filters.user or (owner is not None and json_object(owner.about).get("user") == filters.user)
 
 
 def _row(entry: Entry, owner: Owner | None, living: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
     identity = Identity(*entry.topic, entry.key, entry.client_id)
-    about = _about(owner.about) if owner is not None else {}
+    about = json_object(owner.about) if owner is not None else {}
     user = str(about.get("user", ""))
     since = about.get("since")
     age = max(0.0, time.time() - since) if isinstance(since, int | float) else None
@@ -111,7 +111,7 @@ def _row(entry: Entry, owner: Owner | None, living: Mapping[str, str], *, shared
         "url": short("entry/?" + _query(identity)),
         "namespace_url": short(Filters(identity.namespace).url()),
         "topic_url": short(Filters(*entry.topic).url()),
-        "payload": payload_short(entry.payload),
+        "payload": preview(entry.payload, PAYLOAD_LENGTH),
         "size": len(entry.payload),
         "time_left": time_left(entry.expires_in_ms),
         "left_ms": entry.expires_in_ms,
@@ -137,17 +137,8 @@ def _query(identity: Identity) -> str:
     return urlencode({"id": identity.token()})
 
 
-def _about(text: str) -> dict[str, Any]:
-    """What a process says of itself, or of a client; nothing if that is no JSON object."""
-    try:
-        about = json.loads(text)
-    except ValueError:
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
 def _process(info: str) -> str:
-    about = _about(info)
+    about = json_object(info)
     return printable(f"{about.get('host', '?')}:{about.get('pid', '?')}", NAME_LENGTH)
 
 
@@ -198,7 +189,7 @@ def _transition(each: Transition, processes: Mapping[str, str], *, shared: bool)
 def _lease(status: NodeStatus) -> dict[str, Any]:
     lease_ms = get_settings().lease * 1000
     silent_ms = max(0.0, lease_ms - status.remaining_ms)
-    info = _about(status.info)
+    info = json_object(status.info)
     started = info.get("started")
     state = "alive"
     if status.is_dying:

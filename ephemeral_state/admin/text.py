@@ -9,20 +9,20 @@ from django.core import signing
 from django.http import QueryDict
 from django.utils.http import urlencode
 
+from ..printing import printable
+
 __all__ = [
     "Filters",
     "Identity",
     "ago",
     "payload_pretty",
-    "payload_short",
-    "printable",
     "read_token",
     "short",
     "time_left",
 ]
 
 NAME_LENGTH: Final = 80
-_PAYLOAD_LENGTH: Final = 160
+PAYLOAD_LENGTH: Final = 160
 _MAX_URL: Final = 4000  # characters; servers and proxies refuse URLs of 8 to 16 kB, and names may be as long
 _SALT: Final = "ephemeral_state.admin"
 
@@ -89,15 +89,6 @@ def read_token(token: str) -> Identity:
         raise ValueError("not one of our tokens") from error
 
 
-def payload_short(payload: bytes) -> str:
-    """The payload as it was written, for JSON is text too; as hex if it is no text."""
-    try:
-        return printable(payload.decode(), _PAYLOAD_LENGTH)
-    except UnicodeDecodeError:
-        length = _PAYLOAD_LENGTH // 3
-        return f"hex {payload[:length].hex(' ')}{'…' if len(payload) > length else ''}"
-
-
 def payload_pretty(payload: bytes) -> tuple[str, str]:
     """What it is, and all of it over several lines."""
     try:
@@ -110,12 +101,6 @@ def payload_pretty(payload: bytes) -> tuple[str, str]:
     except (ValueError, RecursionError):
         kind = "text"
     return kind, "\n".join(printable(line, len(line)) for line in text.split("\n"))
-
-
-def printable(text: str, length: int) -> str:
-    """At most `length` characters, with those that are invisible or turn the text around as escapes."""
-    cut = text[:length] + ("…" if len(text) > length else "")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def time_left(ms: int | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -11,6 +10,7 @@ from typing import Any, Final
 from ..conf import get_settings
 from ..errors import NotConfigured
 from ..lease import BEAT
+from ..printing import json_object
 from ..stores import get_store
 from ..stores.base import NodeStatus
 from .terminal import columns, json_line, shown, time_left
@@ -51,7 +51,7 @@ def _row(node: NodeStatus, late: set[tuple[str, str]]) -> dict[str, Any]:
     state = "frozen" if (node.node, node.stamp) in late else "alive"
     if node.is_dying or not node.linked:
         state = "dying"
-    info = _info(node.info)
+    info = json_object(node.info)
     started = info.get("started")
     return {
         "node": node.node,
@@ -64,15 +64,6 @@ def _row(node: NodeStatus, late: set[tuple[str, str]]) -> dict[str, Any]:
         "linked": node.linked,
         "state": state,
     }
-
-
-def _info(text: str) -> dict[str, Any]:
-    """What the node says of itself; nothing if that is no JSON object, for another release may say it differently."""
-    try:
-        info = json.loads(text)
-    except ValueError:
-        return {}
-    return info if isinstance(info, dict) else {}
 
 
 def _cells(row: dict[str, Any]) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""Text that is safe to print: whatever is in a name or a payload, it cannot move the cursor or turn the text around."""
+"""What the command prints: names and payloads that are safe to print, tables, and lines of JSON."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from .. import printing
+from ..printing import printable
+
 __all__ = ["columns", "json_line", "preview", "shown", "time_left"]
 
 _NAME_LENGTH: Final = 60
 _PAYLOAD_LENGTH: Final = 80
 
 
-def shown(text: str, length: int = _NAME_LENGTH) -> str:
-    """At most `length` characters, with those that are invisible or turn the text around as escapes; `-` for none."""
-    cut = text[:length] + ("…" if len(text) > length else "")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut) or "-"
+def shown(text: str) -> str:
+    """At most 60 characters that are safe to print; `-` for none."""
+    return printable(text, _NAME_LENGTH) or "-"
 
 
 def preview(payload: bytes) -> str:
-    """The beginning of the payload, for JSON is text too; as hex if it is no text."""
-    try:
-        return shown(payload.decode(), _PAYLOAD_LENGTH)
-    except UnicodeDecodeError:
-        length = _PAYLOAD_LENGTH // 3
-        return f"hex {payload[:length].hex(' ')}{'…' if len(payload) > length else ''}"
+    """The beginning of the payload; `-` for none."""
+    return printing.preview(payload, _PAYLOAD_LENGTH) or "-"
 
 
 def time_left(ms: float | None) -> str:
