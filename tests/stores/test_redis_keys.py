@@ -228,6 +228,7 @@ async def test_half_an_entry_is_none_and_harms_no_other(world, server, prefix, t
         await world.store.sweep()
         assert time.monotonic() < deadline
     assert await world.keys() == ["l", "m"]
+    assert await world.store.counts([ROOM]) == [2]
     await world.set("bob", "k", b"new")
     assert await world.keys() == ["k", "l", "m"]
     assert sorted((change.topic.name, change.key) for change in await world.drop("ann")) == [

@@ -31,11 +31,11 @@ local function store(ttl_ms, client, topic, key, payload, node, grace_ms, found,
   local owner = found[2] and owner_of(found[2])
   local deadline = ttl_ms < 0 and math.huge or now + ttl_ms * 1000
   local epoch, revision = next_revision(found[1], now)
-  -- The only write here that Redis may refuse (at maxmemory, on a replica), hence the first.
   local is_kept = owner == client and kept_of(found[2]) > now - KEEP_US and grace_of(found[2]) >= 0
   -- Set for a client without a node, its home is not known yet.
   local kept = is_kept and kept_of(found[2]) or node ~= '' and now or -math.huge
   local head = header(deadline, stamp_epoch or epoch, stamp_revision or revision, grace_ms, kept, client)
+  -- The only write here that Redis may refuse (at maxmemory, on a replica), hence the first.
   local written = redis.pcall('HSET', tkey, '', struct.pack('>dd', epoch, revision), 'h' .. key, head, 'p' .. key, payload)
   if failed(written) then
     return refused(written, tkey)

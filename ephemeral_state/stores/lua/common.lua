@@ -264,14 +264,14 @@ local function drop_client(now, client, abnormal, buried)
   end
   local changes = {}
   for _, entry in ipairs(entries) do
-    local head = get_header(split(entry))
+    local topic, key = split(entry)
+    local head = get_header(topic, key)
     if not head then
       forget(entry)
       redis.call('SREM', ckey, entry)
     elseif owner_of(head) ~= client then
       redis.call('SREM', ckey, entry)
     else
-      local topic, key = split(entry)
       if not (abnormal and linger(now, topic, key, head)) then
         changes[#changes + 1] = remove(now, topic, key, client)
       end

@@ -24,7 +24,7 @@ while position <= #ARGV[2] and looked < tonumber(ARGV[3]) do
     end
     count = 0
     for _, head in ipairs(redis.call('HMGET', topic_key(topic), unpack(heads))) do
-      if head and deadline_of(head) > now then
+      if as_header(head) and deadline_of(head) > now then
         count = count + 1
       end
     end

@@ -51,13 +51,10 @@ end
 
 -- The topic, the key and the header of an entry that is there; nothing of one that is not.
 local function find(entry)
-  local _, namespace_end = string.find(entry, '\0\0', 1, true)
-  if namespace_end and string.find(entry, '\0\0', namespace_end + 1, true) then
-    local topic, key = split(entry)
-    local head = try('HGET', topic_key(topic), 'h' .. key)
-    if head and #head >= HEADER_SIZE then
-      return topic, key, head
-    end
+  local topic, key = split(entry)
+  local head = topic and get_header(topic, key)
+  if head then
+    return topic, key, head
   end
 end
 
