@@ -6,6 +6,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from benchmarks.rooms.load import NodeMissing
+
 SCENARIOS = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
@@ -16,7 +18,11 @@ def main(arguments: list[str]) -> int:
             print(f"{name.replace('_', '-'):16} {(module.__doc__ or '').strip().splitlines()[0]}")
         return 0 if not arguments else 2
     module = importlib.import_module(f"benchmarks.{arguments[0].replace('-', '_')}")
-    return int(module.main(arguments[1:]))
+    try:
+        return int(module.main(arguments[1:]))
+    except NodeMissing as missing:
+        print(missing, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ between the last two, as the first fill caches.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
-from benchmarks.rooms.load import NodeMissing, prepare
+from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import Contender
@@ -50,11 +49,7 @@ def main(arguments: list[str]) -> int:
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.milestones = 1, [20, 40, 60]
-    try:
-        prepare()
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
+    prepare()
     with RedisServer() as redis:
 
         def once(contender: Contender) -> dict[str, object]:

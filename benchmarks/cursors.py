@@ -9,10 +9,9 @@ changes in a frame, `batch+rate` at most 20 frames a second.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
-from benchmarks.rooms.load import NodeMissing, prepare
+from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import Contender
@@ -62,11 +61,7 @@ def main(arguments: list[str]) -> int:
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.clients = 1, min(options.seconds, 0.5), 8
-    try:
-        prepare()
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
+    prepare()
     with RedisServer() as redis:
 
         def once(contender: Contender) -> dict[str, object]:

@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 
 from benchmarks.growth import Clock, Memory, fill
-from benchmarks.rooms.load import NodeMissing, prepare
+from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import ROOT, Contender
@@ -53,11 +53,7 @@ def main(arguments: list[str]) -> int:
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.connections, options.entries = 1, 0.2, 60, 2_000
-    try:
-        prepare()
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
+    prepare()
     with RedisServer() as redis:
 
         def once(contender: Contender) -> dict[str, object]:

@@ -10,10 +10,9 @@ can count at most; `load` is the share of a core that it used.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
-from benchmarks.rooms.load import NodeMissing, prepare
+from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import SOCKETIO, Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import Contender
@@ -65,11 +64,7 @@ def main(arguments: list[str]) -> int:
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.subscribers = 1, min(options.seconds, 0.5), [20]
-    try:
-        prepare()
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
+    prepare()
     fighters = [*contenders(options, variants=("", "batch")), CEILING]
     comparisons = []
     with RedisServer() as redis:

@@ -7,10 +7,9 @@ figure. Channel layers have their default capacity.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
-from benchmarks.rooms.load import NodeMissing, prepare
+from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import SOCKETIO, Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import Contender
@@ -50,11 +49,7 @@ def main(arguments: list[str]) -> int:
     if options.quick:
         options.rounds, options.seconds, options.sockets = 1, min(options.seconds, 5.0), 24
     owners = options.sockets * OWNERS // SOCKETS
-    try:
-        prepare()
-    except NodeMissing as missing:
-        print(missing, file=sys.stderr)
-        return 2
+    prepare()
     with RedisServer() as redis:
 
         def once(contender: Contender) -> dict[str, object]:
