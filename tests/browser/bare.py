@@ -15,6 +15,8 @@ from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from .windows import ARGUMENTS
+
 LIMIT = 30  # seconds until it gives up on what it waits for
 
 
@@ -24,14 +26,7 @@ class BareChromium:
     def __init__(self, program: str, folder: Path, *arguments: str) -> None:
         self._command = [
             program,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
+            *ARGUMENTS,
             "--remote-debugging-port=0",
             f"--user-data-dir={folder / 'profile'}",
             *arguments,
