@@ -8,19 +8,16 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final
 
 from .delivery import Delivery
 from .errors import ConnectionGone, NotConfigured, TooManyEntries
 from .node import Node, current
-from .protocol import Flow, Ref, encode_grace, encode_payload, encode_ttl
+from .protocol import PLAIN, Flow, Ref, encode_grace, encode_payload, encode_ttl
 from .state import Clear, Drop, Entry, Set, Topic, UntilDisconnect
 
 __all__ = ["Connection", "drop"]
 
 logger = logging.getLogger("ephemeral_state")
-
-_PLAIN: Final = Flow()
 
 
 class Connection:
@@ -84,7 +81,7 @@ class Connection:
         """Live entries, sorted by key. Raises `StoreUnavailable`."""
         return (await self._node.store.snapshot(topic.require())).entries
 
-    async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = _PLAIN) -> None:
+    async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = PLAIN) -> None:
         """One snapshot, then every change. Raises `ConnectionGone`, `NameInvalid` or `StoreUnavailable`."""
         if self.ended:
             raise ConnectionGone("the connection has ended, it cannot subscribe")

@@ -15,7 +15,7 @@ from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
-from .protocol import Event, Flow, Ref, decode_batch, encode_snapshot
+from .protocol import PLAIN, Event, Flow, Ref, decode_batch, encode_snapshot
 from .replica import Replica
 from .state import Entry, Revision, Snapshot, Topic
 from .stores.base import Store
@@ -32,7 +32,6 @@ _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or 
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
 _PAUSE: Final = 0.002  # seconds from telling a room of something to telling it of the next
 _BATCH_PAUSE: Final = 0.01  # the same for those who take several events in one frame
-_PLAIN: Final = Flow()
 _RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
 
 
@@ -60,7 +59,7 @@ class Hub:
         self._tasks: list[asyncio.Task[Any]] = []
         self._stopped = False
 
-    async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None, flow: Flow = _PLAIN) -> None:
+    async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None, flow: Flow = PLAIN) -> None:
         """Welcome the delivery with one snapshot, and let it hear everything after that: no gap, no overlap.
 
         Whoever follows already gets a new snapshot, and the new `flow`. Raises `StoreUnavailable`, also for the

@@ -54,10 +54,6 @@ class Outbox:
         self._events.clear()
         return events
 
-    def clear(self) -> None:
-        """A snapshot is about to say it all."""
-        self._events.clear()
-
 
 class Log:
     """All that there is to hear, in order. Only for what is soon to be sent: nothing bounds it."""

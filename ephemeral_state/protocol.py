@@ -22,6 +22,7 @@ __all__ = [
     "CLOSE_MESSAGE_TYPE",
     "GROUP_MESSAGE_TYPE",
     "PING",
+    "PLAIN",
     "Batch",
     "Command",
     "Event",
@@ -220,7 +221,8 @@ class Flow(NamedTuple):
     """At most so many frames a second; of what waits meanwhile, the newest value per key. `None`: no limit."""
 
 
-_PLAIN: Final = Flow()
+PLAIN: Final = Flow()
+"""One event in each frame, as they come."""
 
 
 def flow(batch: bool = False, max_rate: object = None) -> Flow:
@@ -248,7 +250,7 @@ class Command:
     payload: bytes = b""
     ttl_ms: int | None = 0
     grace_ms: int = 0
-    flow: Flow = _PLAIN
+    flow: Flow = PLAIN
     ref: Ref = None
 
 

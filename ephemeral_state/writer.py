@@ -76,7 +76,7 @@ class Writer:
     def publish(self, changes: Sequence[Change]) -> None:
         """Tell subscribers of changes that are stored. What cannot be sent, the beacon of each process will find."""
         self._untold += changes
-        if self._telling is None and (self._untold or self._awaiting):
+        if self._telling is None and self._untold:
             self._telling = asyncio.get_running_loop().create_task(self._tell())
 
     async def published(self) -> None:
