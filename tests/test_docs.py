@@ -30,6 +30,7 @@ from django.test import RequestFactory
 from django.urls import path
 from django.utils.module_loading import import_string
 
+import ephemeral_state
 from ephemeral_state import (
     api,
     background,
@@ -243,6 +244,17 @@ def test_every_command_of_the_protocol_is_on_its_page_with_its_fields():
         found = re.findall(r'"(\w+)"\??:', command)
         listed[re.findall(r'"ephemeral\.(\w+)"', command)[0]] = set(found) - {"_orama"}
     assert listed == {verb: set(names) for verb, names in protocol._FIELDS.items()}
+
+
+def test_every_module_has_its_place_in_the_maps_of_the_design_and_of_the_package():
+    package = ROOT / "ephemeral_state"
+    modules = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    modules -= {"__init__", "migrations"}
+    assert {name for row in rows(section(page("design.md"), "The map")) for name in code(row[1])} == modules
+    lines = re.findall(r"^    ([a-z, ]+?)  ", inspect.getdoc(ephemeral_state) or "", re.MULTILINE)
+    assert {name for line in lines for name in line.split(", ")} == modules
 
 
 def test_what_the_log_says_is_what_the_code_says():
