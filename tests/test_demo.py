@@ -283,7 +283,7 @@ HELLO = {"type": "hello", "name": "Ada", "color": 1, "secret": "s"}
 BAD = [
     "",
     "{",
-    "[" * 100_000,
+    "[" * 60_000,
     "1" * 10_000,
     "null",
     "[]",
@@ -321,6 +321,10 @@ async def test_bad_frames_are_answered_and_the_socket_lives(
         for frame in BAD:
             await connection.send(frame)
             assert (await read_until(connection, type="error"))["message"], frame
+        # One that is too large never reaches the chat: the package refuses it unread.
+        await connection.send("[" * 100_000)
+        refusal = await read_until(connection, _orama="ephemeral.error")
+        assert (refusal["code"], "100000 bytes" in refusal["message"]) == ("bad_frame", True)
         await connection.send(json.dumps(HELLO))
         await read_until(connection, type="you")
 
