@@ -11,7 +11,7 @@ from ephemeral_state.asgi import with_lifespan
 from ephemeral_state.conf import parse
 from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
 from ephemeral_state.errors import InvalidTTL, NotConfigured
-from ephemeral_state.protocol import PING, encode_grace, is_pong
+from ephemeral_state.protocol import PING, encode_grace, encode_set, is_pong
 
 from .waiting import settle, until
 
@@ -90,6 +90,61 @@ async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monk
     assert not any("pong" in text for text in client.texts)
     assert await keys() == ["k"]
     await client.leaves(1000)
+
+
+class Following(Pinging):
+    async def connect(self):
+        await super().connect()
+        await self.ephemeral_subscribe("t")
+
+
+class Unasked(Following):
+    ephemeral_ping_interval = 0
+
+
+async def set_much(text):
+    """More than is sent ahead of a client's answer, by far."""
+    for n in range(200):
+        await api.aset("t", "much", f"{n} {text}")
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_though_it_is_there(monkeypatch, speaks):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)
+    client = Client(Following())
+    await until(lambda: client.texts)
+    await set_much("x" * 12_000)
+    while not client.task.done():
+        if speaks:
+            client.says("I am here")
+        await asyncio.sleep(0.02)
+    assert sum(map(len, client.texts)) < 2_000_000
+    assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+    assert "k" not in await keys()
+    await api.aclear("t", "much")
+
+
+async def test_a_client_that_says_so_hears_of_the_newest_and_stays(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)
+    client, other = Client(Following()), Client(Unasked(), "other")
+    await until(lambda: client.texts and other.texts)
+    await set_much("x" * 12_000)
+    last = encode_set("t", "much", (await api.alist("t"))[1].client_id, f"199 {'x' * 12_000}".encode())
+    await until(lambda: last in other.texts)  # both hear in one step, as far as they hear
+    held = len(client.texts)
+    assert last not in client.texts
+    client.says('{"_orama":"ephemeral.pong"}')
+    await until(lambda: last in client.texts)
+    assert len(client.texts) <= held + 2  # the newest, and another question
+    if client.texts.count(PING) == 2:
+        client.says('{"_orama":"ephemeral.pong"}')
+    await asyncio.sleep(0.6)
+    assert not client.task.done()
+    await client.leaves(1000)
+    await other.leaves(1000)
+    await api.aclear("t", "much")
 
 
 async def test_a_client_that_does_not_read_and_is_gone_is_ended_though_sending_hangs(monkeypatch):

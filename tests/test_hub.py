@@ -483,3 +483,25 @@ async def test_a_timeout_of_some_middleware_does_not_make_the_hub_deaf(rig):
     await rig.write(Set("c", TOPIC, "second"))
     await until(lambda: "second" in hearing.view)
     slow.close()
+
+
+async def test_the_time_left_in_a_snapshot_is_not_that_of_an_old_one(rig):
+    await rig.write(Set("c", TOPIC, "k", ttl_ms=60_000))
+    clients = [Client(), Client()]
+    await rig.hub.follow(TOPIC, clients[0].delivery)
+    await asyncio.sleep(0.1)
+    await rig.hub.follow(TOPIC, clients[1].delivery)
+    before, after = (client.frames[0]["entries"][0]["expires_in_ms"] for client in clients)
+    assert before - after >= 90
+
+
+async def test_nothing_is_told_after_the_end(rig):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery, flow=Flow(True, max_rate=20))
+    await rig.write(Set("c", TOPIC, "told"))
+    await until(lambda: len(client.frames) == 2)
+    await rig.write(Set("c", TOPIC, "waits"))
+    await settle()
+    await rig.hub.stop()
+    await asyncio.sleep(0.1)
+    assert len(client.frames) == 2

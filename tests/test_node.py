@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ephemeral_state import node as node_module
+from ephemeral_state import writer as writer_module
 from ephemeral_state.broadcast import group_name
 from ephemeral_state.conf import Settings
 from ephemeral_state.connection import Connection
@@ -220,6 +221,77 @@ async def test_a_layer_that_fails_does_not_fail_the_write_and_the_log_says_it_on
         "publishing fails: ConnectionError('the layer is down')",
         "publishing works again",
     ]
+
+
+class SlowLayer(LossyLayer):
+    """Takes each message only when it may."""
+
+    def __init__(self):
+        super().__init__()
+        self.may = asyncio.Event()
+        self.taken = 0
+
+    async def group_send(self, group, message):
+        await self.may.wait()
+        self.taken += len(message["frames"])
+        await super().group_send(group, message)
+
+
+@pytest.fixture
+def slow_layer(monkeypatch):
+    layer = SlowLayer()
+    monkeypatch.setattr(node_module, "find_layer", lambda alias: layer)
+    return layer
+
+
+class Quiet:
+    """A connection that only is there."""
+
+    client_id = "quiet"
+
+    def __init__(self, node):
+        self._node = node
+        node.join(self)
+
+    def end(self, *, abnormal):
+        return asyncio.create_task(self._end())
+
+    async def _end(self):
+        await self._node.write(Drop("owner", abnormal=True))
+        await self._node.leave(self)
+
+
+async def test_sets_are_acknowledged_while_the_layer_is_slow_and_wait_for_it_only_after_many(slow_layer, monkeypatch):
+    monkeypatch.setattr(writer_module, "_MAX_UNTOLD", 20)
+    node = Node(Settings(), MemoryStore(Limits()))
+    somebody = Quiet(node)
+    for n in range(10):
+        await node.write(Set("c", TOPIC, f"{n}"))
+    assert slow_layer.taken == 0
+    await asyncio.gather(*(node.write(Set("c", TOPIC, f"more {n}")) for n in range(30)))
+    waits = asyncio.create_task(node.write(Set("c", TOPIC, "one too many")))
+    await settle()
+    assert not waits.done()
+    slow_layer.may.set()
+    await waits
+    await node.leave(somebody)
+    assert slow_layer.taken == 41
+
+
+@pytest.mark.parametrize("way", ["drain", "leave"])
+async def test_what_was_cleared_at_the_end_is_with_the_layer_before_the_end(slow_layer, way):
+    node = Node(Settings(), MemoryStore(Limits()))
+    somebody = Quiet(node)
+    await node.write(Set("owner", TOPIC, "k"))
+    another = Quiet(node) if way == "drain" else None
+    ending = asyncio.create_task(node.drain()) if way == "drain" else somebody.end(abnormal=True)
+    await settle()
+    assert not ending.done()
+    slow_layer.may.set()
+    await ending
+    if another is None:
+        await until(lambda: slow_layer.taken == 2)
+    assert slow_layer.taken == 2
 
 
 async def test_a_store_with_a_bug_answers_with_unavailable_and_stays_usable(node, caplog):

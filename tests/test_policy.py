@@ -383,3 +383,15 @@ async def test_user_1_may_not_set_the_keys_of_user_11():
     assert await allowed(OwnKeys().can_set, one, "", "t", "1:k")
     for key in ("11:k", "1", "1k", " 1:k", "k:1:"):
         assert not await allowed(OwnKeys().can_set, one, "", "t", key)
+
+
+async def test_an_async_policy_that_fails_has_old_database_connections_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr("channels.db.close_old_connections", lambda: closed.append(True))
+
+    async def decide(scope, topic):
+        raise OSError("the database is gone")
+
+    with pytest.raises(PermissionDenied):
+        await require(decide, {}, "t")
+    assert closed
