@@ -74,7 +74,7 @@ class Hub:
             # Shielded: one client that leaves while it waits must not take the topic from the others.
             await asyncio.shield(feed.opening)
             feed.add(delivery, flow)
-            delivery.welcome(topic, feed, ref, batch=flow.batch)
+            delivery.welcome(topic, _Seat(feed, delivery), ref, batch=flow.batch)
         finally:
             feed.waiters -= 1
             self._close_if_unused(feed)
@@ -348,6 +348,11 @@ class _Feed:
             for lane in list(self._lanes.values()):
                 lane.tell(events)
 
+    def has_looked(self, delivery: Delivery) -> None:
+        """The subscriber takes its snapshot now: whatever waits to be told is in it."""
+        for lane in self._lanes.values():
+            lane.begin_anew(delivery)
+
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
 
@@ -382,6 +387,25 @@ class _Feed:
                 task.cancel()
         for lane in self._lanes.values():
             lane.stop()
+
+
+class _Seat:
+    """One subscriber's view of a feed. A busy socket looks later than it was welcomed, and what was told to all others
+    in a moment, it must not hear once more then: it would take what comes and goes for news."""
+
+    __slots__ = ("_delivery", "_feed")
+
+    def __init__(self, feed: _Feed, delivery: Delivery) -> None:
+        self._feed = feed
+        self._delivery = delivery
+
+    def entries(self) -> Sequence[Entry]:
+        self._feed.has_looked(self._delivery)
+        return self._feed.entries()
+
+    def snapshot(self) -> str:
+        self._feed.has_looked(self._delivery)
+        return self._feed.snapshot()
 
 
 class _Encoded(NamedTuple):
@@ -421,12 +445,13 @@ class _Lane:
         else:
             self._join(delivery)
 
+    def begin_anew(self, delivery: Delivery) -> None:
+        if self._leave(delivery):
+            self.add(delivery)
+
     def remove(self, delivery: Delivery) -> bool:
         """Whether nobody is left."""
-        self._late.pop(delivery, None)
-        if delivery in self._members:
-            del self._members[delivery]
-            self._audience = None
+        self._leave(delivery)
         if self._members or self._late:
             return False
         self.stop()
@@ -476,6 +501,14 @@ class _Lane:
     def _join(self, delivery: Delivery) -> None:
         self._members[delivery] = None
         self._audience = None
+
+    def _leave(self, delivery: Delivery) -> bool:
+        """Whether it was there."""
+        if delivery in self._members:
+            del self._members[delivery]
+            self._audience = None
+            return True
+        return self._late.pop(delivery, None) is not None
 
     def _nothing(self) -> Outbox | Log:
         return Log() if self._flow.max_rate is None else Outbox()

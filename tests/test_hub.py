@@ -7,7 +7,7 @@ import pytest
 from channels_redis.core import RedisChannelLayer
 
 from ephemeral_state.broadcast import group_name, publish
-from ephemeral_state.delivery import Direct
+from ephemeral_state.delivery import Direct, Dispatched
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.hub import Hub
 from ephemeral_state.protocol import Flow
@@ -197,6 +197,81 @@ async def test_whoever_joins_or_leaves_at_a_rate_at_any_moment_ends_at_the_truth
     truth = await rig.truth()
     # A clear of a key that a view does not have raises in the client, so nothing was told twice or left out either.
     await until(lambda: all(owners(client) == truth for client in clients))
+    assert [client.lost for client in clients] == [None] * len(clients)
+
+
+class Busy(Client):
+    """A socket that pushes back while its gate is closed; it closes by itself behind a snapshot."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, message):
+        await super().send(message)
+        if self.frames[-1]["_orama"] == "ephemeral.snapshot":
+            self.gate.clear()
+        await self.gate.wait()
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_whoever_is_too_busy_for_its_snapshot_hears_only_of_what_comes_after_it(rig, batch):
+    rig.hub._beacon_interval = 3600
+    flow, other = Flow(batch, max_rate=1), Topic("", "other")  # the room rests for a second, in which things wait
+    ready, busy = Client(), Busy()
+    await rig.hub.follow(other, busy.delivery)
+    await rig.hub.follow(TOPIC, ready.delivery, flow=flow)
+    await rig.hub.follow(TOPIC, busy.delivery, flow=flow)  # its first snapshot is not through yet
+    await rig.write(Set("c", TOPIC, "first"))
+    await until(lambda: "first" in ready.view)
+    await rig.write(Set("c", TOPIC, "k"))
+    await until(lambda: rig.hub.others(TOPIC, "") == 2)
+    busy.gate.set()
+    await until(lambda: len(busy.frames) == 2)
+    assert owners(busy) == {"first": "c", "k": "c"}
+    await until(lambda: "k" in ready.view)
+    await rig.write(Clear("c", TOPIC, "k"))
+    await until(lambda: owners(ready) == {"first": "c"})
+    busy.gate.set()
+    await until(lambda: owners(busy) == {"first": "c"})
+    assert len(busy.frames) == 3
+
+
+async def test_a_handler_that_takes_its_snapshot_late_is_told_nothing_twice(rig):
+    flow = Flow(max_rate=1)
+    ready, late = Client(), Dispatched(lambda: None)
+    await rig.hub.follow(TOPIC, ready.delivery, flow=flow)
+    await rig.hub.follow(TOPIC, late, flow=flow)
+    await rig.write(Set("c", TOPIC, "first"))
+    await until(lambda: "first" in ready.view)
+    await rig.write(Set("c", TOPIC, "k"))
+    await until(lambda: rig.hub.others(TOPIC, "") == 2)
+    assert [entry.key for entry in late.pop()["entries"]] == ["first", "k"]
+    await until(lambda: "k" in ready.view)
+    assert not late
+    await rig.write(Clear("c", TOPIC, "k"))
+    await until(lambda: late)
+    assert late.pop()["event"] == "clear"
+
+
+@pytest.mark.parametrize("flow", [Flow(), Flow(True), Flow(False, 100), Flow(True, 100)])
+@pytest.mark.parametrize("seed", range(3))
+async def test_sockets_that_push_back_and_subscribe_again_at_any_moment_end_at_the_truth(rig, flow, seed):
+    rng = random.Random(seed)
+    clients = [Busy() for _ in range(4)]
+    for _ in range(150):
+        client, key = rng.choice(clients), f"k{rng.randrange(6)}"
+        if rng.random() < 0.2:
+            await rig.hub.follow(TOPIC, client.delivery, flow=flow)
+        if rng.random() < 0.3:
+            client.gate.set()
+        value = b"%d" % rng.randrange(99)
+        await rig.write(Set("c", TOPIC, key, value) if rng.random() < 0.6 else Clear("c", TOPIC, key))
+        await asyncio.sleep(rng.choice([0, 0, 0.002]))
+    truth = await rig.truth()
+    for client in clients:
+        await until(lambda client=client: client.gate.set() or owners(client) == truth)
     assert [client.lost for client in clients] == [None] * len(clients)
 
 
