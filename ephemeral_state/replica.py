@@ -69,11 +69,7 @@ class Replica:
 
     def entries(self, now: float) -> list[Entry]:
         """What a new subscriber is to see: live entries, sorted by key."""
-        return [
-            held.entry(self.topic, key, now)
-            for key, held in sorted(self._held.items())
-            if held.deadline is None or now < held.deadline
-        ]
+        return [held.entry(self.topic, key, now) for key, held in sorted(self._held.items()) if held.is_live(now)]
 
     def _apply(self, batch: Batch, now: float) -> list[Event]:
         epoch, first = batch.first
@@ -106,7 +102,8 @@ class Replica:
                 held = self._held.get(event.key)
                 if held is None:
                     event = event._replace(fresh=True)
-                elif held.client_id == event.client_id:
+                elif held.client_id == event.client_id and held.is_live(now):
+                    # Whoever has joined since its deadline does not know it.
                     event = event._replace(same_owner=True)
                 deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
                 self._held[event.key] = _Held(event.client_id, event.payload, deadline)
@@ -129,11 +126,13 @@ class Replica:
             heard.append(Event(key, held.client_id, b"", reason, 0, text, snapshot.revision))
         for key, entry in there.items():
             before = self._held.get(key)
+            known = before if before is not None and before.is_live(now) else None
             deadline = None if entry.expires_in_ms is None else now + entry.expires_in_ms
             self._held[key] = _Held(entry.client_id, entry.payload, deadline)
-            if before is None or (before.client_id, before.payload) != (entry.client_id, entry.payload):
+            # Also if nothing but its deadline has changed, for those who have joined since it passed.
+            if known is None or known[:2] != (entry.client_id, entry.payload):
                 text = encode_set(self.topic.name, key, entry.client_id, entry.payload)
-                same_owner = before is not None and before.client_id == entry.client_id
+                same_owner = known is not None and known.client_id == entry.client_id
                 event = Event(key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision)
                 heard.append(event._replace(fresh=before is None, same_owner=same_owner))
         return heard
@@ -143,6 +142,9 @@ class _Held(NamedTuple):
     client_id: str
     payload: bytes
     deadline: float | None
+
+    def is_live(self, now: float) -> bool:
+        return self.deadline is None or now < self.deadline
 
     def entry(self, topic: Topic, key: str, now: float) -> Entry:
         left = None if self.deadline is None else int(self.deadline - now)

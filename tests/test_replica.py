@@ -153,6 +153,24 @@ def test_entries_are_sorted_and_show_the_time_left():
     assert [e.key for e in copy.entries(now=600)] == ["a"]
 
 
+def test_whoever_has_joined_between_the_deadline_and_the_sweep_is_told_the_owner():
+    copy = replica()
+    copy.apply(batch(1, 1, set_event("k", expires_in_ms=500)), now=0)
+    (event,) = copy.apply(batch(1, 2, set_event("k", expires_in_ms=500)), now=400)
+    assert event.same_owner
+    assert copy.entries(now=900) == []
+    (event,) = copy.apply(batch(1, 3, set_event("k")), now=901)
+    assert (event.same_owner, event.fresh) == (False, False)
+
+
+def test_whoever_has_joined_since_the_deadline_is_told_of_what_lives_on():
+    copy = replica(1, 1, k=b"")
+    assert copy.reset(snapshot(1, 2, k=b""), copy.asking(), now=999) == []
+    assert copy.entries(now=1999) == []
+    (event,) = copy.reset(snapshot(1, 3, k=b""), copy.asking(), now=2000)
+    assert (event.key, event.reason, event.same_owner, event.fresh) == ("k", None, False, False)
+
+
 class _Subscriber:
     """A client that applies what it is told and is strict about it."""
 
