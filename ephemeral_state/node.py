@@ -189,19 +189,20 @@ class Node:
 
         A caller that is cancelled gives up the answer, not the write.
         """
-        if self._owed and isinstance(write, Set):
-            self._owed.pop(Clear(write.client, write.topic, write.key), None)
         outcome = await self._writer.put(write)
         if outcome.error is not None:
             raise outcome.error
+        await self._told()
+        return outcome
+
+    async def _told(self) -> None:
         if not self._members:
             await self._writer.published()
             await self.journal.report_if_due()
-        return outcome
 
     async def finish(self, write: Clear | Drop) -> None:
-        """Like `write`, but what the store cannot do now is done when it can, unless a later set by the same
-        client overtakes it. Raises only what is wrong with the write itself."""
+        """Like `write`, but what the store cannot do now is done when it can, unless a later set by the same client is
+        carried out before. Raises only what is wrong with the write itself."""
         try:
             await self.write(write)
         except StoreUnavailable:
@@ -215,11 +216,9 @@ class Node:
         try:
             while self._owed:
                 await asyncio.sleep(_RETRY)
-                for write in list(self._owed):
-                    with suppress(StoreUnavailable):
-                        if write in self._owed:
-                            await self.write(write)
-                            self._owed.pop(write, None)
+                # Ahead of what waits, and while nothing is under way: so no clear comes behind a set that overtook it.
+                await self._writer.put_ahead(lambda: list(self._owed))
+                await self._told()
         finally:
             self._paying = None
         if self.idle:
@@ -231,6 +230,10 @@ class Node:
         for write, (changes, error) in zip(writes, outcomes, strict=True):
             if error is None and self._belongings is not None:
                 self._belongings.wrote(write, changes, now)
+            if self._owed and not isinstance(error, StoreUnavailable):
+                self._owed.pop(write, None)
+                if isinstance(write, Set) and error is None:
+                    self._owed.pop(Clear(write.client, write.topic, write.key), None)
             if isinstance(write, Drop):
                 someone_lost = someone_lost or write.abnormal
             elif not isinstance(write, Clear):

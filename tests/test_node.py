@@ -210,6 +210,30 @@ async def test_a_clear_that_is_owed_never_removes_a_later_set(node, monkeypatch)
     assert await live(node) == {"k": "a"}
 
 
+async def test_a_set_at_any_moment_of_paying_is_never_removed(node, monkeypatch):
+    monkeypatch.setattr(node_module, "_RETRY", 0.01)
+    for n in range(60):
+        node.store.down = True
+        await node.finish(Clear("a", TOPIC, "k"))
+        node.store.down = False
+        await asyncio.sleep(n * 0.0003)
+        await node.write(Set("a", TOPIC, "k", b"%d" % n))
+        await until(lambda: node.idle)
+        assert await live(node) == {"k": "a"}
+
+
+async def test_a_clear_that_is_owed_is_not_forgotten_over_a_set_that_fails_too(node, monkeypatch):
+    monkeypatch.setattr(node_module, "_RETRY", 0.01)
+    await node.write(Set("a", TOPIC, "k", b"old"))
+    node.store.down = True
+    await node.finish(Clear("a", TOPIC, "k"))
+    with pytest.raises(StoreUnavailable):
+        await node.write(Set("a", TOPIC, "k", b"new"))
+    node.store.down = False
+    await until(lambda: node.idle)
+    assert await live(node) == {}
+
+
 async def test_a_layer_that_fails_does_not_fail_the_write_and_the_log_says_it_once(node, layer, caplog):
     layer.failing = True
     for n in range(5):
