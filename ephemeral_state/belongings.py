@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .protocol import Event
 from .state import Change, Clear, Drop, Restore, Revision, Set, Topic, Write
 
 __all__ = ["Belongings"]
+
+_FEW: Final = 1000  # things that may be kept though their time has passed, before anybody looks
 
 
 class Belongings:
@@ -21,6 +23,7 @@ class Belongings:
     def __init__(self) -> None:
         self._things: dict[tuple[Topic, str], _Thing] = {}
         self._places: dict[str, set[tuple[Topic, str]]] = {}
+        self._many = _FEW
 
     def __len__(self) -> int:
         return len(self._things)
@@ -39,6 +42,8 @@ class Belongings:
                 self._things[place] = _Thing(write, deadline, Revision(change.epoch, change.revision))
                 if known is None:
                     self._places.setdefault(write.client, set()).add(place)
+                if len(self._things) > self._many:
+                    self._forget_expired(now)
         elif isinstance(write, Clear):
             thing = self._things.get((write.topic, write.key))
             if thing is not None and thing.write.client == write.client:
@@ -71,8 +76,15 @@ class Belongings:
                 thing.write.grace_ms,
             )
             for (topic, key), thing in self._things.items()
-            if thing.deadline is None or now < thing.deadline
+            if thing.is_live(now)
         ]
+
+    def _forget_expired(self, now: float) -> None:
+        # Nobody tells here of what expires in a topic that is not followed.
+        for place, thing in list(self._things.items()):
+            if not thing.is_live(now):
+                self._forget(place)
+        self._many = max(_FEW, 2 * len(self._things))
 
     def _forget(self, place: tuple[Topic, str]) -> None:
         thing = self._things.pop(place, None)
@@ -87,3 +99,6 @@ class _Thing(NamedTuple):
     write: Set
     deadline: float | None
     stamp: Revision
+
+    def is_live(self, now: float) -> bool:
+        return self.deadline is None or now < self.deadline

@@ -87,3 +87,14 @@ def test_being_thought_dead_takes_nothing_away_but_expiry_and_a_clear_from_elsew
     owner.hear("b", "c", "expired")
     owner.hear("c", "c", "explicit")
     assert owner.keys() == ["a"]
+
+
+def test_what_expires_unheard_of_does_not_pile_up(owner):
+    owner.set("stays")
+    for n in range(20_000):
+        owner.set(f"{n}", client=f"c{n % 7}", ttl_ms=50, now=n)
+        assert len(owner.belongings) <= 1001
+    assert owner.keys(now=19_999) == ["stays", *(f"{n}" for n in range(19_950, 20_000))]
+    for client in ["c", *(f"c{n}" for n in range(7))]:
+        owner.belongings.wrote(Drop(client), [], 0)
+    assert (len(owner.belongings), owner.belongings._places) == (0, {})
