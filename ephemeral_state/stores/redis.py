@@ -12,7 +12,8 @@ import os
 import threading
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -101,7 +102,7 @@ class RedisStore(Store):
         self._ttls = (max(_KEY_TTL_MS, 2 * limits.max_ttl_ms), _EMPTY_TOPIC_TTL_MS)
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, Connection] = WeakKeyDictionary()
+        self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Kept] = WeakKeyDictionary()
         self._inherited: list[object] = []
         self._tally = _Tally()
 
@@ -333,9 +334,9 @@ class RedisStore(Store):
 
     async def close(self) -> None:
         with self._lock:
-            connection = self._connections.pop(asyncio.get_running_loop(), None)
-        if connection is not None:
-            await connection.close()
+            kept = self._connections.pop(asyncio.get_running_loop(), None)
+        if kept is not None:
+            await kept.close()
 
     async def _cut(
         self, writes: Sequence[tuple[int, Write]], until: float
@@ -451,10 +452,32 @@ class RedisStore(Store):
                 self._inherited.append(self._connections)
                 self._connections = WeakKeyDictionary()
                 self._pid = os.getpid()
-            connection = self._connections.get(loop)
-            if connection is None:
-                connection = self._connections[loop] = Connection(self._hosts, self._roots, self._timeout)
-            return connection
+            kept = self._connections.get(loop)
+            if kept is None:
+                for ended in [each for each in self._connections if each.is_closed()]:
+                    del self._connections[ended]
+                kept = self._connections[loop] = _Kept(Connection(self._hosts, self._roots, self._timeout))
+            return kept.connection
+
+
+class _Kept:
+    """A connection that is closed, at the latest, when its event loop ends: `async_to_sync` has one for each call."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._end = self._until_the_end()
+        with suppress(StopIteration):  # begin, so that the loop knows of it
+            self._end.__anext__().send(None)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        # Whoever ends a loop in an orderly way closes the asynchronous generators that were begun in it.
+        try:
+            yield
+        finally:
+            await self.connection.close()
+
+    async def close(self) -> None:
+        await self._end.aclose()
 
 
 async def _answers(calls: Iterable[Coroutine[Any, Any, bytes]]) -> Sequence[bytes | None]:

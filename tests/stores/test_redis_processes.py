@@ -11,9 +11,11 @@ import threading
 
 import pytest
 import redis
+from asgiref.sync import async_to_sync
 
 from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
 from ephemeral_state.stores.redis import RedisStore
+from tests.redis_server import wait_for
 from tests.stores.world import ROOM, World, runs
 
 pytestmark = pytest.mark.redis
@@ -146,6 +148,29 @@ def test_a_loop_that_closed_its_store_leaves_no_connection(redis_url, prefix):
                 break
         assert connections() <= before
         assert not shared._connections
+
+
+def in_a_loop_of_its_own(call, *args):
+    return asyncio.run(call(*args))
+
+
+def as_django_does(call, *args):
+    return async_to_sync(call)(*args)
+
+
+@pytest.mark.parametrize("run", [in_a_loop_of_its_own, as_django_does])
+def test_a_loop_that_ends_closes_the_connections_that_nobody_has_closed(run, redis_url, prefix):
+    with redis.Redis.from_url(redis_url) as client:
+
+        def connections():
+            return int(client.info("clients")["connected_clients"])
+
+        shared = store(redis_url, prefix)
+        before = connections()
+        for number in range(20):
+            run(shared.apply, [Set("c", ROOM, f"{number}")])
+        wait_for(lambda: connections() <= before)
+        assert len(shared._connections) <= 1  # that of the last loop is forgotten with the next
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or sys.version_info >= (3, 12), reason="a fork with threads warns there")
