@@ -108,6 +108,9 @@ class _Base(AsyncConsumer):
             # shall live to see its disconnect.
             if self._ephemeral is None or not self._ephemeral.over:
                 raise
+            if message["type"] == "websocket.disconnect":
+                logger.warning("%s's disconnect() was left at a set: the connection has ended", type(self).__name__)
+                raise StopConsumer from None  # as the handler would have done, or else the consumer waits for ever
             logger.debug("the client left while %s was handled", message["type"])
 
     async def _ephemeral_dispatch(self, message: Any) -> None:

@@ -1,8 +1,8 @@
 """What the live servers serve: a consumer of every kind that does what its client says, and a view of the inside.
 
 `/ws/<kind>/?tag=…&connect=[…]` takes JSON commands, `{"do": name, …}`; `connect` is a list of commands that
-`connect()` obeys instead of accepting. `/debug` tells what is in the process, `/release?tag=…` lets go of a
-handler that hangs.
+`connect()` obeys instead of accepting, `disconnect` one that `disconnect()` obeys. `/debug` tells what is in the
+process, `/release?tag=…` lets go of a handler that hangs.
 """
 
 from __future__ import annotations
@@ -123,6 +123,10 @@ class Live:
     def script(self) -> list[dict[str, Any]]:
         return json.loads(self.query.get("connect", '[{"do":"accept"}]'))
 
+    @property
+    def last_words(self) -> list[dict[str, Any]]:
+        return json.loads(self.query.get("disconnect", "[]"))
+
     groups: Sequence[str] = ()
 
     def raises(self, error: Exception) -> None:
@@ -206,6 +210,7 @@ class AsyncText(AsyncLive, EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def disconnect(self, code: int) -> None:
         disconnects[self.tag] += 1
+        await self.run(*self.last_words)
 
 
 class AsyncJson(AsyncLive, EphemeralStateMixin, AsyncJsonWebsocketConsumer):
@@ -217,6 +222,7 @@ class AsyncJson(AsyncLive, EphemeralStateMixin, AsyncJsonWebsocketConsumer):
 
     async def disconnect(self, code: int) -> None:
         disconnects[self.tag] += 1
+        await self.run(*self.last_words)
 
 
 class AsyncRaw(AsyncLive, EphemeralStateMixin, AsyncConsumer):
@@ -234,6 +240,7 @@ class AsyncRaw(AsyncLive, EphemeralStateMixin, AsyncConsumer):
 
     async def websocket_disconnect(self, message: Any) -> None:
         disconnects[self.tag] += 1
+        await self.run(*self.last_words)
         for group in self.groups:
             await self.layer("group_discard", group, self.channel_name)
         await super().websocket_disconnect(message)
@@ -249,6 +256,7 @@ class SyncText(SyncLive, SyncEphemeralStateMixin, WebsocketConsumer):
 
     def disconnect(self, code: int) -> None:
         disconnects[self.tag] += 1
+        self.run(*self.last_words)
 
 
 class SyncJson(SyncLive, SyncEphemeralStateMixin, JsonWebsocketConsumer):
@@ -260,6 +268,7 @@ class SyncJson(SyncLive, SyncEphemeralStateMixin, JsonWebsocketConsumer):
 
     def disconnect(self, code: int) -> None:
         disconnects[self.tag] += 1
+        self.run(*self.last_words)
 
 
 class SyncRaw(SyncLive, SyncEphemeralStateMixin, SyncConsumer):
@@ -277,6 +286,7 @@ class SyncRaw(SyncLive, SyncEphemeralStateMixin, SyncConsumer):
 
     def websocket_disconnect(self, message: Any) -> None:
         disconnects[self.tag] += 1
+        self.run(*self.last_words)
         for group in self.groups:
             self.layer("group_discard", group, self.channel_name)
         super().websocket_disconnect(message)

@@ -207,6 +207,18 @@ async def test_a_refused_set_of_a_client_gone_does_not_keep_the_app_from_its_own
 
 
 @pytest.mark.parametrize("kind", ASYNC + SYNC)
+async def test_a_set_in_the_apps_own_disconnect_is_refused_and_the_consumer_ends_all_the_same(
+    server: Server, tag: str, kind: str
+) -> None:
+    last_words = [setting(tag, key="last seen")]
+    async with Client(server, kind, tag=tag, disconnect=last_words) as owner:
+        await owner.set(tag, "k", "here")
+        await (owner.reset() if kind in ASYNC else owner.close())
+    await ran_once(server, tag)
+    await server.nothing_left()
+
+
+@pytest.mark.parametrize("kind", ASYNC + SYNC)
 async def test_sets_that_a_client_sends_and_does_not_wait_for_leave_nothing(
     server: Server, watcher: Client, tag: str, kind: str
 ) -> None:
