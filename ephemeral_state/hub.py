@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from channels.layers import BaseChannelLayer
@@ -138,8 +137,11 @@ class Hub:
             return
         del self._feeds[feed.topic]
         feed.cancel()
-        discarding = self._discard(feed.topic, self._discarding.get(feed.topic))
-        self._discarding[feed.topic] = asyncio.get_running_loop().create_task(discarding)
+        self._leave(feed.topic)
+
+    def _leave(self, topic: Topic) -> None:
+        discarding = self._discard(topic, self._discarding.get(topic))
+        self._discarding[topic] = asyncio.get_running_loop().create_task(discarding)
 
     async def _discard(self, topic: Topic, earlier: asyncio.Task[None] | None) -> None:
         try:
@@ -147,7 +149,7 @@ class Hub:
                 await asyncio.wait([earlier])
             if self._starting is not None:
                 async with asyncio.timeout(_LAYER_TIMEOUT):
-                    await self._layer.group_discard(group_name(*topic), await self._starting)
+                    await self._layer.group_discard(group_name(*topic), await asyncio.shield(self._starting))
         except Exception as error:
             logger.warning("leaving the group of %s failed, the layer will expire it: %s", topic, error)
         finally:
@@ -161,7 +163,9 @@ class Hub:
 
     async def _begin(self) -> str:
         try:
-            channel: str = await self._layer.new_channel()
+            # A time limit of its own: all who open a topic wait for it, each for as long as it may.
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                channel: str = await self._layer.new_channel()
         except BaseException:
             self._starting = None
             raise
@@ -201,7 +205,7 @@ class Hub:
                     logger.warning("the channel layer fails, retrying every %s s: %s", _RETRY, error)
                 failing = True
                 await asyncio.sleep(_RETRY)
-                await self._rejoin(channel)
+                await self._rejoin(channel, self._feeds)
                 continue
             if failing:
                 failing = False
@@ -268,16 +272,19 @@ class Hub:
             await asyncio.sleep(self._beacon_interval)
             if time.monotonic() - joined > _REJOIN:
                 joined = time.monotonic()
-                await self._rejoin(channel)
+                await self._rejoin(channel, self._feeds)
             try:
-                await self._compare([feed for feed in self._feeds.values() if feed.open])
+                stale = await self._compare([feed for feed in self._feeds.values() if feed.open])
+                # What should have told of it may have been lost with the membership: some layers keep that in Redis.
+                await self._rejoin(channel, stale)
                 failing = False
             except Exception as error:  # whatever it is: without a beacon, views would stay wrong silently
                 if not failing:
                     logger.warning("comparing views with the store fails, they may be stale: %r", error)
                 failing = True
 
-    async def _compare(self, feeds: Sequence[_Feed]) -> None:
+    async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
+        """Returns the topics whose views are not what the store says, and are being repaired."""
         # Before asking: what the stream brings while the store answers may be newer than the answer.
         before = [feed.replica.revision for feed in feeds]
         revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
@@ -294,17 +301,29 @@ class Hub:
                 # Another epoch: the store has lost the topic, or was emptied and used again and we missed it.
                 self._went_back()
             await asyncio.sleep(_DOUBT)
+        stale = []
         for feed, revision, then in doubtful:
             # A replica that has moved on hears the stream; the next beacon asks again.
             if (feed.replica.revision == then or feed.doubted) and not feed.agrees(revision) and feed.repairing is None:
                 feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
+                stale.append(feed.topic)
         if None in revisions:
             raise StoreUnavailable("a part of the store does not answer")
+        return stale
 
-    async def _rejoin(self, channel: str) -> None:
-        for topic in list(self._feeds):
-            with suppress(Exception):  # the next round tries again, and the beacon keeps the views right
-                await self._layer.group_add(group_name(*topic), channel)
+    async def _rejoin(self, channel: str, topics: Iterable[Topic]) -> None:
+        for topic in list(topics):
+            if topic not in self._feeds:
+                continue
+            try:
+                async with asyncio.timeout(_LAYER_TIMEOUT):
+                    await self._layer.group_add(group_name(*topic), channel)
+            except TimeoutError:  # the others would wait as long
+                return
+            except Exception as error:  # the next round tries again, and the beacon keeps the views right
+                logger.debug("joining the group of %s again failed: %r", topic, error)
+            if topic not in self._feeds:  # by now: and it may have left the group before it has joined it
+                self._leave(topic)
 
 
 class _Feed:

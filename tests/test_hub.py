@@ -5,6 +5,7 @@ import time
 
 import pytest
 from channels_redis.core import RedisChannelLayer
+from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct, Dispatched
@@ -479,6 +480,68 @@ async def test_a_layer_that_hangs_fails_who_joins_within_two_seconds_and_lets_in
         assert len(client.frames) == 1
         await hub.stop()
         await layer.close_pools()
+
+
+@pytest.mark.redis
+async def test_a_layer_that_hangs_over_its_first_channel_cancels_nobody():
+    with RedisServer() as server:
+        layer = RedisPubSubChannelLayer(hosts=[server.url])
+        hub = Hub(MemoryStore(Limits()), layer, beacon_interval=3600)
+
+        async def come(after):
+            await asyncio.sleep(after)
+            await hub.follow(Topic("", f"{after}"), Client().delivery)
+
+        server.stop()
+        try:
+            # The first one gives up after 2 s, and has left after 2 s more; the last ones are waiting then.
+            results = await asyncio.gather(*(come(n * 0.5) for n in range(9)), return_exceptions=True)
+        finally:
+            server.cont()
+        assert [str(result) for result in results] == ["the channel layer does not answer"] * 9
+        client = Client()
+        await hub.follow(TOPIC, client.delivery)
+        assert len(client.frames) == 1
+        await hub.stop()
+        await layer.flush()
+
+
+@pytest.mark.redis
+async def test_a_membership_that_the_layer_has_lost_is_taken_up_again():
+    with RedisServer() as server:
+        rig = Rig()
+        rig.layer = RedisChannelLayer(hosts=[server.url])
+        rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.05)
+        client = Client()
+        await rig.hub.follow(TOPIC, client.delivery)
+        members = f"asgi:group:{group_name(*TOPIC)}"
+        assert server.command("ZCARD", members) == 1
+        server.command("FLUSHALL")
+        await rig.write(Set("c", TOPIC, "k"))
+        await until(lambda: "k" in client.view)
+        await until(lambda: server.command("ZCARD", members) == 1)
+        await rig.hub.stop()
+        await rig.layer.close_pools()
+
+
+async def test_whoever_leaves_while_the_group_is_joined_again_has_left(rig):
+    client, joining, may = Client(), asyncio.Event(), asyncio.Event()
+    await rig.hub.follow(TOPIC, client.delivery)
+    group_add = rig.layer.group_add
+
+    async def slow(group, channel):
+        joining.set()
+        await may.wait()
+        await group_add(group, channel)
+
+    rig.layer.group_add = slow
+    await rig.write(Set("c", TOPIC, "lost"), tell=False)
+    await joining.wait()
+    rig.hub.unfollow(TOPIC, client.delivery)
+    await until(lambda: group_name(*TOPIC) not in rig.layer.groups)
+    may.set()
+    await settle()
+    await until(lambda: group_name(*TOPIC) not in rig.layer.groups)
 
 
 async def test_messages_that_cannot_be_read_are_ignored_and_what_they_said_is_repaired(rig, caplog):
