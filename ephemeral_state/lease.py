@@ -77,7 +77,9 @@ class Lease:
         self._lost = lost
         self._write_back = write_back
         self._bury = bury
+        self._before: Roll | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -87,21 +89,23 @@ class Lease:
         what this one could not."""
         if self._task is None:
             return
-        self._task.cancel()
+        # Not cancelled: a beat tells which lease is ours, and who was buried must be told.
+        self._stopping.set()
         await asyncio.wait([self._task])
         self._task = None
-        if resign:
+        if resign and self._before is not None:
             with suppress(StoreUnavailable):  # then it runs out
-                await self._store.resign(self._node)
+                # Somebody may have joined by now, and the new lease has the same name.
+                await self._store.resign(self._node, self._before.stamp)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         judge = Judge()
-        before: Roll | None = None
         written = loop.time()
         failing = False
-        while True:
+        while not self._stopping.is_set():
             started = loop.time()
+            before = self._before
             try:
                 stamp = before.stamp if before is not None else ""
                 roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
@@ -115,7 +119,7 @@ class Lease:
                 elif started - written > _REFRESH:
                     self._write_back()
                     written = started
-                before = roll
+                self._before = roll
                 await self._bury_all(judge.dead(roll, started))
             except StoreUnavailable:
                 pass  # whoever writes meets it too, and says so
@@ -123,8 +127,11 @@ class Lease:
                 if not failing:
                     logger.exception("renewing the lease fails, retrying every %s s", BEAT)
                 failing = True
-            await asyncio.sleep(max(0.05, started + BEAT - loop.time()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(max(loop.time() + 0.05, started + BEAT)):
+                    await self._stopping.wait()
 
     async def _bury_all(self, dead: Sequence[Peer]) -> None:
         for peer in dead:
-            await self._bury(peer)
+            if not self._stopping.is_set():
+                await self._bury(peer)

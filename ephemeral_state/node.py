@@ -173,9 +173,9 @@ class Node:
         if not self._members:
             await self.journal.stop()
         if lease is not None:
-            # Not if somebody has joined meanwhile: the new lease has the same name.
             is_clean = not self._owed and self._restoring is None
             await lease.stop(resign=is_clean and self._lease is None)
+            await self._writer.published()  # of whom it has just buried
         if self._restoring is not None and not self._members:
             self._restoring.cancel()
             await asyncio.wait([self._restoring])

@@ -378,6 +378,59 @@ async def test_a_lease_is_given_back_only_by_a_node_that_owes_nothing(is_frozen,
         await node.store.close()
 
 
+@pytest.mark.redis
+async def test_a_lease_is_not_given_back_for_whoever_has_joined_meanwhile(layer):
+    with RedisServer() as server:
+        node = Node(Settings(), RedisStore(Limits(), url=server.url, prefix="p"))
+        resign, joined = node.store.resign, []
+
+        def lease():
+            return server.command("ZSCORE", "{p:0}:leases", node.id)
+
+        async def late(*args):
+            before = lease()
+            joined.append(Connection("bob", node, Direct(None, None)))
+            await until(lambda: lease() != before)
+            await resign(*args)
+
+        ann = Connection("ann", node, Direct(None, None))
+        await until(lease)
+        node.store.resign = late
+        await ann.end(abnormal=False)
+        assert lease() is not None
+        node.store.resign = resign
+        await joined[0].end(abnormal=False)
+        assert lease() is None
+
+
+@pytest.mark.redis
+async def test_who_is_being_buried_is_told_though_the_last_connection_leaves(layer):
+    with RedisServer() as server:
+        node = Node(Settings(), RedisStore(Limits(), url=server.url, prefix="p"))
+        channel, bury, burying = await listen(layer), node.store.bury, asyncio.Event()
+
+        async def slow(peer):
+            burying.set()
+            await asyncio.sleep(0.1)
+            return await bury(peer)
+
+        node.store.bury = slow
+        while True:  # Redis has only just started
+            try:
+                await node.store.beat("dead", 1, "{}")
+                break
+            except StoreUnavailable:
+                pass
+        await node.store.apply([Set("its client", TOPIC, "k", b"", None, "dead")])
+        ann = Connection("ann", node, Direct(None, None))
+        await burying.wait()
+        await ann.end(abnormal=False)
+        async with asyncio.timeout(5):
+            message = await layer.receive(channel)
+        assert json.loads(message["frames"][0])["reason"] == "disconnect"
+        assert node.idle
+
+
 async def test_whoever_is_leaving_when_things_are_written_back_does_not_come_back(layer, monkeypatch):
     monkeypatch.setattr(node_module, "_JITTER", 0)
 

@@ -164,8 +164,9 @@ class Store(ABC):
         """
         return ()
 
-    async def resign(self, node: str) -> None:  # noqa: B027 - see `beat`
-        """Give back the lease: the node has no clients any more."""
+    async def resign(self, node: str, stamp: str = "") -> None:  # noqa: B027 - see `beat`
+        """Give back the lease: the node has no clients any more. With the `stamp` of the last beat, not if it was
+        renewed since."""
 
     async def nodes(self) -> Sequence[NodeStatus]:
         """All nodes that hold a lease or are being buried, as they are: nothing is renewed."""

@@ -269,8 +269,8 @@ class RedisStore(Store):
             await step(0, b"done")
         return changes
 
-    async def resign(self, node: str) -> None:
-        await self._run(_RESIGN, 0, self._until(), node.encode())
+    async def resign(self, node: str, stamp: str = "") -> None:
+        await self._run(_RESIGN, 0, self._until(), node.encode(), stamp.encode())
 
     async def nodes(self) -> Sequence[NodeStatus]:
         return wire.read_nodes(await self._run(_NODES, 0, self._until()))
