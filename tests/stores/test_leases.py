@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ephemeral_state.state import Drop, Limits, Peer, Restore, Revision, Set, Topic
+from ephemeral_state.state import Clear, Drop, Limits, Peer, Restore, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 from tests.redis_server import RedisServer
 
@@ -41,6 +41,18 @@ async def test_a_lease_is_held_from_the_second_beat_on_and_not_after_it_was_give
     assert (await shared.store.beat("n", 1000, "{}")).held
     await shared.store.resign("n")
     assert not (await shared.store.beat("n", 1000, "{}")).held
+
+
+async def test_what_was_cleared_in_the_first_topic_of_a_life_does_not_come_back(redis_url: str, prefix: str) -> None:
+    from ephemeral_state.stores.redis import RedisStore
+
+    store = RedisStore(Limits(), url=redis_url, prefix=prefix, timeout=20)  # by Redis' own clock
+    (stored,) = await store.apply([Set("c", ROOM, "k", b"", None, "n")])
+    await store.apply([Clear("c", ROOM, "k")])
+    stamp = Revision(stored.changes[0].epoch, stored.changes[0].revision)
+    (restored,) = await store.apply([Restore("c", ROOM, "k", b"", None, "n", stamp)])
+    assert (restored.changes, restored.error) == ((), None)
+    await store.close()
 
 
 @runs

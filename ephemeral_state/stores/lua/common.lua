@@ -61,12 +61,18 @@ local function minute_key(minute)
   return root .. ':minute:' .. string.format('%.0f', minute)
 end
 
+-- Read once: what a script writes first in a life must not seem older than that life, and in Redis 6.2 time goes on.
+local time_us
+
 local function now_us()
   if ARGV[1] ~= '' then
     return tonumber(ARGV[1])
   end
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
+  if not time_us then
+    local time = redis.call('TIME')
+    time_us = time[1] * 1000000 + time[2]
+  end
+  return time_us
 end
 
 -- 0: nothing has been written in this life yet.
