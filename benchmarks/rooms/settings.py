@@ -1,5 +1,6 @@
 """Settings of the servers that are measured. `BENCHMARK` is what differs between them, as JSON: the channel layer and
-the Redis it may use. Everything else is as a project gets it that sets nothing."""
+the Redis it may use. Everything else
+is as a project gets it that sets nothing, but for how much one client may send."""
 
 import json
 import os
@@ -23,7 +24,9 @@ CHANNEL_LAYERS = {
         "CONFIG": {"hosts": [_given["redis"]], "prefix": _given["prefix"]} if _shared else {},
     }
 }
-EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll"}
+# One client writes as fast as the server lets it, and is not to be slowed down for that.
+_LIMITS = {"MAX_FRAMES_PER_SECOND": 10**6, "MAX_FRAME_BURST": 10**6}
+EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll", **_LIMITS}
 if _shared:
     EPHEMERAL_STATE |= {
         "BACKEND": "ephemeral_state.stores.redis.RedisStore",
