@@ -16,6 +16,7 @@ The modules in reading order; each imports only from those before it:
     stores         where state is kept: base (the interface), memory, redis
     broadcast      group names, and publishing to a channel-layer group
     delivery       one socket's way out
+    answers        what a client has yet to be told of its sets
     hub            the topics this process follows, and the fan-out to its sockets
     lease          being alive, and noticing who is not
     writer         batches of writes to the store, and what they changed to the layer

@@ -13,7 +13,7 @@ from .delivery import Delivery
 from .errors import ConnectionGone, NotConfigured, TooManyEntries
 from .node import Node, current
 from .protocol import PLAIN, Flow, Ref, encode_grace, encode_payload, encode_ttl
-from .state import Clear, Drop, Entry, Set, Topic, UntilDisconnect
+from .state import Clear, Drop, Entry, Outcome, Set, Topic, UntilDisconnect
 
 __all__ = ["Connection", "drop"]
 
@@ -51,15 +51,20 @@ class Connection:
     ) -> None:
         """Store and publish. Raises `ConnectionGone`, `InvalidPayload`, `InvalidTTL`, what `Limits` refuses,
         `TooManyKeys` or `StoreUnavailable`; then nothing was stored."""
-        await self.write(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+        outcome = await self.begin(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+        if outcome.error is not None:
+            raise outcome.error
 
-    async def write(self, topic: Topic, key: str, payload: bytes, ttl_ms: int | None, grace_ms: int = 0) -> None:
-        """`set` for values that are encoded already."""
+    def begin(
+        self, topic: Topic, key: str, payload: bytes, ttl_ms: int | None, grace_ms: int = 0
+    ) -> asyncio.Future[Outcome]:
+        """`set` for values that are encoded already, and for callers that do something else meanwhile. Raises what is
+        wrong with it on its face; the outcome has the error that refused it later."""
         write = Set(self.client_id, topic, key, payload, ttl_ms, self._node.id, grace_ms)
         if self.ended:
             raise ConnectionGone("the connection has ended, nothing can be set in its name")
         self._node.store.limits.check(write)
-        await self._node.write(write)
+        return self._node.begin(write)
 
     async def clear(self, topic: Topic, key: str) -> None:
         """Clear one's own key. After the end, when nothing is owned any more, it does nothing."""

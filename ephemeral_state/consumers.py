@@ -15,6 +15,7 @@ from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from .answers import Answers
 from .conf import get_settings
 from .connection import Connection
 from .errors import (
@@ -24,6 +25,7 @@ from .errors import (
     NotConfigured,
     RateLimited,
     StoreUnavailable,
+    TooManyEntries,
     TooManyTopics,
 )
 from .lifecycle import Lifecycle
@@ -324,6 +326,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     _recheck: asyncio.TimerHandle | None = None
     _group: str | None = None
+    _answers: Answers
 
     @property
     def channel_layer_alias(self) -> str:  # type: ignore[override] # where `revoke` looks for it
@@ -332,9 +335,11 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             receive = self._limited(receive, send)
+        self._answers = Answers(self.send, lambda error: self._ephemeral_lifecycle().peer_gone(error))
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self._answers.stop()
             if self._recheck is not None:
                 self._recheck.cancel()
             if self._group is not None:
@@ -372,6 +377,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         except EphemeralStateError as error:
             answer = encode_error(error, error.ref if ref is None else ref)
         if answer is not None:
+            await self._answers.given()
             await self.send(answer)
 
     def _read(self, text: str | None, binary: bytes | None) -> Command:
@@ -381,9 +387,14 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         return decode_command(text, max_frame_bytes=settings.max_frame_bytes, max_name_bytes=settings.max_name_bytes)
 
     async def _obey(self, command: Command) -> str | None:
-        """The answer; `None` where the snapshot is the answer."""
+        """The answer; `None` where the snapshot is the answer, or it follows."""
         connection = self._ephemeral_connection()
         topic = self._ephemeral_topic(command.topic)
+        if command.verb == "set":
+            await require(self._policy.can_set, self.scope, *topic, command.key)
+            await self._set(connection, topic, command)
+            return None
+        await self._answers.given()
         if command.verb == "unsubscribe":
             self._followed.discard(topic)
             connection.unsubscribe(topic)
@@ -395,13 +406,9 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         if command.verb == "list":
             await require(self._policy.can_list, self.scope, *topic)
             return encode_snapshot(topic.name, await connection.list(topic), command.ref)
-        if command.verb == "clear":
-            await require(self._policy.can_clear, self.scope, *topic, command.key)
-            await connection.clear(topic, command.key)
-            self._claims.discard(topic, command.key)
-            return encode_ok(command.ref)
-        await require(self._policy.can_set, self.scope, *topic, command.key)
-        await self._set(connection, topic, command)
+        await require(self._policy.can_clear, self.scope, *topic, command.key)
+        await connection.clear(topic, command.key)
+        self._claims.discard(topic, command.key)
         return encode_ok(command.ref)
 
     async def _follow(self, connection: Connection, topic: Topic, command: Command) -> None:
@@ -414,11 +421,17 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     async def _set(self, connection: Connection, topic: Topic, command: Command) -> None:
         settings = get_settings()
         if (topic, command.key) not in self._claims:
-            await connection.require_room(topic, command.key, settings.max_entries_per_topic)
+            most = settings.max_entries_per_topic
+            try:
+                await connection.require_room(topic, command.key, most - self._answers.open)
+            except TooManyEntries:
+                await self._answers.given()  # for all that is known yet, what is on its way may be refused
+                await connection.require_room(topic, command.key, most)
         lifetime = settings.limits.lifetime_ms(command.ttl_ms)
         # Before it is stored: if this is cancelled meanwhile, it is stored all the same.
         self._claims.add(topic, command.key, None if lifetime is None else lifetime / 1000)
-        await connection.write(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+        outcome = connection.begin(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+        await self._answers.promise(outcome, command.ref)
 
     # Too much: what a client may ask for
 

@@ -84,7 +84,7 @@ class Lifecycle:
             delivery: Delivery | None = self._dispatched
             if delivery is None:
                 ask = self._ask_whether_read if self._ping_interval else None
-                delivery = self._direct = Direct(self._send, self._peer_gone, ask)
+                delivery = self._direct = Direct(self._send, self.peer_gone, ask)
             self._connection = Connection(client_id, current(), delivery, self._about())
             if self._over:
                 self._connection.end(abnormal=True)
@@ -206,12 +206,12 @@ class Lifecycle:
                     if self._ping_interval:
                         self._ping_timer = self.loop.call_later(self._ping_interval, self._ping_or_give_up)
         except OSError as error:
-            self._peer_gone(error)
+            self.peer_gone(error)
         except RuntimeError as error:
             # daphne says it so, and after a close others do. Anything else is the app's own mistake.
             if kind not in ("websocket.send", "websocket.close") or not (self._over or _is_departure(error)):
                 raise
-            self._peer_gone(error)
+            self.peer_gone(error)
 
     async def _close(self, message: Message) -> None:
         self.end(abnormal=False)
@@ -272,7 +272,8 @@ class Lifecycle:
             async with asyncio.timeout(_PING_TIMEOUT):
                 await self._send({"type": "websocket.close", "code": PING_TIMED_OUT})
 
-    def _peer_gone(self, error: BaseException) -> None:
+    def peer_gone(self, error: BaseException) -> None:
+        """Sending failed with this error."""
         if self._over:
             return
         if not _is_departure(error):

@@ -195,6 +195,11 @@ class Node:
         await self._told()
         return outcome
 
+    def begin(self, write: Write) -> asyncio.Future[Outcome]:
+        """`write` for a connection that does something else meanwhile. The future never fails: its outcome says what
+        became of the write."""
+        return self._writer.put(write)
+
     async def _told(self) -> None:
         if not self._members:
             await self._writer.published()

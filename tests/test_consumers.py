@@ -604,6 +604,32 @@ async def test_so_many_entries_in_a_topic_and_no_more(limited: Any, topic: str, 
         assert len(await api.alist(topic)) == 3
 
 
+async def test_who_does_not_wait_for_answers_gets_them_in_order_and_sees_what_was_set(limited: Any, topic: str) -> None:
+    async with limited(MAX_KEYS_PER_CLIENT=200) as client:
+        sets = [command("set", topic, ref, key=f"{ref}", ttl_ms=None) for ref in range(300)]
+        commands = [*sets[:100], "{}", *sets[100:], command("list", topic, 300), command("clear", topic, 301, key="0")]
+        for text in [*commands, command("set", topic, 302, key="last")]:
+            client.arrive("websocket.receive", text=text)
+        answers = [await client.frame() for _ in range(1 + 304)][1:]
+        assert [frame.get("ref", "bad") for frame in answers] == [*range(100), "bad", *range(100, 303)]
+        assert [frame.get("code", "ok") for frame in answers[:301]] == [
+            *["ok"] * 100,
+            "bad_frame",
+            *["ok"] * 100,
+            *["too_many_keys"] * 100,
+        ]
+        assert {entry["key"] for entry in answers[301]["entries"]} == {f"{ref}" for ref in range(200)}
+        assert [frame["_orama"] for frame in answers[302:]] == ["ephemeral.ok"] * 2
+
+
+async def test_sets_on_their_way_count_as_entries_of_the_topic(limited: Any, topic: str) -> None:
+    async with limited(MAX_ENTRIES_PER_TOPIC=20) as client:
+        for ref in range(30):
+            client.arrive("websocket.receive", text=command("set", topic, ref, key=f"{ref}"))
+        codes = [(await client.frame()).get("code", "ok") for _ in range(1 + 30)][1:]
+        assert codes == [*["ok"] * 20, *["too_many_entries"] * 10]
+
+
 async def _drained(client: Peer, entries: int) -> bool:
     while len(client.view.state) != entries:
         await client.frame()
