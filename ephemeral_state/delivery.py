@@ -33,11 +33,12 @@ class View(Protocol):
 class News:
     """Events of one topic on their way to many sockets: what they send is made once."""
 
-    __slots__ = ("_frame", "events", "topic")
+    __slots__ = ("_frame", "events", "texts", "topic")
 
     def __init__(self, topic: Topic, events: Sequence[Event]) -> None:
         self.topic = topic
         self.events = events
+        self.texts = [event.text for event in events]
         self._frame: str | None = None
 
     def frame(self) -> str:
@@ -157,22 +158,15 @@ class Direct:
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
         else:
-            self._push(add_ref(view.snapshot(), ref))
+            self._push([add_ref(view.snapshot(), ref)])
 
     def hear(self, news: News) -> None:
         events = news.events
-        if not events:
-            return
-        if not self._closed and not self._is_behind():
+        if events and not self._closed and not self._is_behind():
+            texts = news.texts
             if news.topic in self._batched:
-                self._push(news.frame())
-                return
-            for index, event in enumerate(events):
-                if not self._push(event.text):
-                    events = events[index + 1 :]
-                    break
-            else:
-                return
+                events, texts = (), [news.frame()]
+            events = events[self._push(texts) :]
         if events and not self._closed:
             self._waiting.add(news.topic, events)
 
@@ -189,33 +183,46 @@ class Direct:
     def _is_behind(self) -> bool:
         return self._sending is not None or bool(self._waiting) or self.held
 
-    def _sent(self, text: str) -> None:
-        self._unread += len(text)
-        if self._unread >= _ASK and self._asked_at is None and self._ask is not None:
+    def _ask_once(self) -> bool:
+        """Ask the peer whether it has read what was sent, unless it is being asked. True if it is to read first."""
+        if self._asked_at is None and self._ask is not None:
             self._asked_at = self._unread
             self._ask()
+        return self.held
 
-    def _push(self, text: str) -> bool:
-        """True if the socket took it and is ready for more."""
-        self._sent(text)
-        try:
-            steps: Any = self._send({"type": "websocket.send", "text": text})
-            if type(steps) is not CoroutineType:
-                # What granian's send returns can be awaited, but not stepped.
-                steps = _awaited(steps)
-            waits_for = self._context.run(steps.send, None)
-        except StopIteration:
-            return not self.held
-        except (Exception, asyncio.CancelledError) as error:
-            # Cancelled is what the socket waited for; nobody can cancel us within a step.
-            self._lost(error)
-            return False
-        draining = self._drain(_Rest(steps, waits_for))
-        self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
-        return False
+    def _push(self, texts: Sequence[str]) -> int:
+        """How many of them were given to the socket, which may have taken only a part of the last."""
+        # One change of context for all of them, and no call of ours for each: this is done for every socket of a room.
+        return self._context.run(self._step_through, texts)
+
+    def _step_through(self, texts: Sequence[str]) -> int:
+        send, taken = self._send, 0
+        for text in texts:
+            taken += 1
+            self._unread += len(text)
+            try:
+                steps: Any = send({"type": "websocket.send", "text": text})
+                if type(steps) is not CoroutineType:
+                    # What granian's send returns can be awaited, but not stepped.
+                    steps = _awaited(steps)
+                waits_for = steps.send(None)
+            except StopIteration:
+                if self._unread >= _ASK and self._ask_once():
+                    break
+                continue
+            except (Exception, asyncio.CancelledError) as error:
+                # Cancelled is what the socket waited for; nobody can cancel us within a step.
+                self._lost(error)
+                break
+            draining = self._drain(_Rest(steps, waits_for))
+            self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
+            break
+        return taken
 
     async def _send_text(self, text: str) -> None:
-        self._sent(text)
+        self._unread += len(text)
+        if self._unread >= _ASK:
+            self._ask_once()
         await self._send({"type": "websocket.send", "text": text})
 
     async def _drain(self, rest: Awaitable[None] | None) -> None:
