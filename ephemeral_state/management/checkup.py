@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 KINDS: Final[Mapping[str, Kind]] = {
     "f": Kind("foreign-key", "keys that are none of ours: another type, or another name"),
-    "t": Kind("no-expiry", "keys that never expire"),
+    "t": Kind("no-expiry", "keys of ours that never expire"),
     "v": Kind("no-revision", "topics without a revision"),
     "b": Kind("broken-entry", "entries without a header or a payload"),
     "i": Kind("not-in-index", "entries that the index does not have"),

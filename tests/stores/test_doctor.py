@@ -306,8 +306,8 @@ def test_a_repaired_index_is_as_good_as_new(patient):
 
 
 def test_what_is_not_ours_is_reported_and_never_touched(patient):
-    patient.redis.set(patient.key("client:zoe"), "somebody else's", ex=60)
-    patient.redis.set(patient.key("new in another release"), "x", ex=60)
+    patient.redis.set(patient.key("client:zoe"), "somebody else's")
+    patient.redis.set(patient.key("new in another release"), "x")
     patient.redis.set(patient.key("topic:no topic"), "x", ex=60)
     patient.redis.zadd(patient.key("index"), {b"stale": 0})
     for options, left in ((), 1), (("--fix",), 0):
@@ -315,7 +315,11 @@ def test_what_is_not_ours_is_reported_and_never_touched(patient):
         assert code == 1
         assert found["foreign-key"] == (3, 3)
         assert found["stale-index"] == (1, left)
+        assert found.keys() == {"foreign-key", "stale-index"}
     assert patient.redis.get(patient.key("client:zoe")) == b"somebody else's"
+    for name in ("client:zoe", "new in another release"):
+        assert patient.redis.ttl(patient.key(name)) == -1
+        patient.redis.delete(patient.key(name))
     assert patient.keys(ROOM, OTHER) == ["a", "b", "e", "c", "d"]
 
 

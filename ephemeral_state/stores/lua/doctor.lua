@@ -26,7 +26,7 @@
 --   'n'   node    client  it is in the set of the node, but at home elsewhere, or nowhere
 --   'H'   client  node    it is at home at a node without a lease
 --   'N'   node            something is known of it, but it has no lease
---   't'   key             it does not expire
+--   't'   key             it is ours and does not expire
 --   'f'   key             it is none of ours: another type, or another name
 
 local now = now_us()
@@ -159,14 +159,15 @@ function wrong.N(node)
   return try('HEXISTS', NODES, node) == 1 and not try('ZSCORE', LEASES, node)
 end
 
-function wrong.t(key)
-  return try('PTTL', key) == -1
-end
-
 function wrong.f(key)
   local is = redis.call('TYPE', key).ok
   local _, _, expected = named(key)
   return is ~= 'none' and is ~= expected
+end
+
+function wrong.t(key)
+  -- What is not ours may be meant to stay.
+  return try('PTTL', key) == -1 and not wrong.f(key)
 end
 
 local changes, looked_at = {}, 0
@@ -304,10 +305,10 @@ end
 -- Look at some of a key. Returns the cursor of the rest, '0' if there is none, and how much was looked at.
 local function look(cursor, key)
   if cursor == '0' then
-    suspect('t', key, '')
     if suspect('f', key, '') then
       return '0', 1
     end
+    suspect('t', key, '')
   end
   local kind, whose, is = named(key)
   if kind == 'topic' and cursor == '0' then
