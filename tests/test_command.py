@@ -139,10 +139,11 @@ def test_a_topic_is_cleared_when_one_says_yes(monkeypatch):
     assert called("clear", "room", "--yes")[0] == ["Cleared 1."]
 
 
-def test_without_anybody_to_ask_a_topic_stays(monkeypatch):
+def test_without_anybody_to_ask_a_topic_stays(monkeypatch, capsys):
     api.set("room", "a")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     refused("clear", "room")
+    assert capsys.readouterr().out == "Clear 1 entry of topic room? [y/N] "
     assert len(api.list("room")) == 1
 
 
@@ -151,8 +152,10 @@ def test_what_is_not_there_cannot_be_cleared_and_nothing_else_is():
     assert refused("clear", "elsewhere", "--yes").startswith("nothing is live under topic elsewhere")
     assert refused("clear", "room", "b").startswith("nothing is live under key b in topic room")
     assert "namespace n\\x1b" in refused("clear", "room", "a", "--namespace", "n\x1b")
-    assert refused("clear", "", "--yes") == "topic is empty"
-    assert "surrogate" in refused("clear", "\ud800", "--yes")
+    assert refused("clear", "", "--yes") == refused("list", "--topic", "") == "topic is empty"
+    assert refused("clear", "room", "") == "key is empty"
+    for options in ("clear", "\ud800", "--yes"), ("list", "--topic", "\ud800"):
+        assert refused(*options) == "topic has a lone surrogate at position 0"
     assert len(api.list("room")) == 1
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..api import abrowse
-from ..errors import StoreUnavailable
+from ..errors import NameRequired, StoreUnavailable
 from ..node import current
 from ..state import Clear, Entry, Topic
 from ..stores import get_store
@@ -24,6 +24,8 @@ async def show(
     write: Callable[[str], None], *, namespace: str | None, topic: str | None, search: str, limit: int, as_json: bool
 ) -> bool:
     """Write the live entries, in pages as they are read. True if there are more than `limit`."""
+    if topic is not None:
+        Topic(namespace or "", topic).require()  # one that cannot be, as of an unset variable, is not just empty
     cursor, left, headed = "", limit, False
     while left:
         page = await abrowse(cursor=cursor, limit=min(left, _PAGE), namespace=namespace, topic=topic, search=search)
@@ -49,6 +51,8 @@ async def show(
 
 async def find(topic: Topic, key: str | None) -> Sequence[Entry]:
     """The live entries of the topic, or the one with that key."""
+    if key == "":
+        raise NameRequired("key is empty")
     entries = (await get_store().snapshot(topic.require())).entries
     return [entry for entry in entries if key in (None, entry.key)]
 

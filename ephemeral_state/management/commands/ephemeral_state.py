@@ -107,7 +107,8 @@ class Command(BaseCommand):
             hint = "" if get_store().shared else f": {type(get_store()).__name__} shows this process only"
             raise CommandError(f"nothing is live under {what}{hint}", returncode=_CANNOT)
         if key is None and not yes:
-            self._ask(f"Clear {len(found)} entries of {what}? [y/N] ")
+            number = "1 entry" if len(found) == 1 else f"{len(found)} entries"
+            self._ask(f"Clear {number} of {what}? [y/N] ")
         cleared = _run(lambda: entries.clear(found))
         self.stdout.write(f"Cleared {cleared}." + (" The rest was gone already." if cleared < len(found) else ""))
 
