@@ -37,7 +37,7 @@ def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
         return [Error(str(error), hint=f"Correct {SETTING}; what it leaves out has a default.", id=_id("E001"))]
     messages: list[CheckMessage] = []
     store = _store(settings, messages)
-    _policy(messages)
+    _policy(settings, messages)
     layer = _layer(settings, messages)
     if layer is not None:
         messages.extend(_misfits(store, layer))
@@ -80,12 +80,15 @@ def _store(settings: Settings, messages: list[CheckMessage]) -> Store | None:
         return None
 
 
-def _policy(messages: list[CheckMessage]) -> None:
+def _policy(settings: Settings, messages: list[CheckMessage]) -> None:
+    hint = "Name a subclass of ephemeral_state.policy.Policy that can be made without arguments."
     try:
         get_policy()
     except EphemeralStateError as error:
-        hint = "Name a subclass of ephemeral_state.policy.Policy that can be made without arguments."
         messages.append(Error(str(error), hint=hint, id=_id("E003")))
+    except Exception as error:  # whatever the project's own code raises
+        fault = f"{SETTING}['POLICY'] {settings.policy!r} cannot be made: {type(error).__name__}: {error}"
+        messages.append(Error(fault, hint=hint, id=_id("E003")))
 
 
 def _layer(settings: Settings, messages: list[CheckMessage]) -> BaseChannelLayer | None:

@@ -39,6 +39,11 @@ class PickyPolicy:
         pass
 
 
+class BrokenPolicy:
+    def __init__(self):
+        raise KeyError("a rule")
+
+
 def found(settings, ephemeral=None, layer=MEMORY_LAYER):
     """What `manage.py check` says, as (severity, number, message, hint)."""
     if ephemeral is not None:
@@ -84,7 +89,8 @@ def test_a_setting_that_is_no_dict_is_an_error(settings, value):
         ({"OPTIONS": {"url": "redis://localhost"}}, "url"),
         ({"BACKEND": "tests.test_checks.PickyStore"}, "number"),
         ({"BACKEND": "tests.test_checks.PickyStore", "OPTIONS": {"number": -1}}, "number is negative"),
-        (REDIS_STORE | {"OPTIONS": {"partitions": 0}}, "partitions"),
+        (REDIS_STORE | {"OPTIONS": {"partitions": 0}}, "that of the hosts, 1, not 0"),
+        (REDIS_STORE | {"OPTIONS": {"partitions": "2"}}, "a whole number of at least that of the hosts, 1, not '2'"),
     ],
 )
 def test_a_store_that_cannot_be_made_is_an_error(settings, ephemeral, said):
@@ -99,7 +105,15 @@ def test_a_store_whose_url_cannot_be_read_does_not_give_away_its_password(settin
 
 
 @pytest.mark.parametrize(
-    "path", ["no.such.Policy", "nodots", "collections.OrderedDict", "tests.test_checks.PickyPolicy", "json.dumps"]
+    "path",
+    [
+        "no.such.Policy",
+        "nodots",
+        "collections.OrderedDict",
+        "tests.test_checks.PickyPolicy",
+        "tests.test_checks.BrokenPolicy",
+        "json.dumps",
+    ],
 )
 def test_a_policy_that_cannot_be_made_is_an_error(settings, path):
     message = found(settings, {"POLICY": path})["E003"]

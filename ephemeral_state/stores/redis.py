@@ -91,7 +91,8 @@ class RedisStore(Store):
         super().__init__(limits)
         self._hosts = read_hosts(url, hosts)
         if isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < len(self._hosts):
-            raise NotConfigured(f"partitions must be at least the number of hosts, {len(self._hosts)}")
+            least = f"a whole number of at least that of the hosts, {len(self._hosts)}"
+            raise NotConfigured(f"partitions must be {least}, not {partitions!r}")
         if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
             raise NotConfigured(f"prefix must be text without braces, not {prefix!r:.80}")
         if not 0 < timeout < math.inf:
