@@ -121,7 +121,7 @@ def encode_events(topic: str, events: Iterable[Event]) -> str:
     """`ephemeral.batch`: several events in one frame, no larger than the topic's snapshot could be.
 
     An event is `[key, payload]` where the key has the owner it had, `[key, payload, client_id]` where the owner is
-    new, and `[key, null, client_id, reason]` for a clear.
+    new, and `[key, null, client_id, reason]` for a clear. A payload is base64, or plain JSON itself.
     """
     return f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
 
@@ -129,10 +129,26 @@ def encode_events(topic: str, events: Iterable[Event]) -> str:
 def _encode_event(event: Event) -> str:
     if event.reason is not None:
         return f'[{_quote(event.key)},null,{_quote(event.client_id)},"{event.reason}"]'
-    payload = _base64(event.payload)
+    payload = _plain_json(event.payload) or f'"{_base64(event.payload)}"'
     if event.same_owner:
-        return f'[{_quote(event.key)},"{payload}"]'
-    return f'[{_quote(event.key)},"{payload}",{_quote(event.client_id)}]'
+        return f"[{_quote(event.key)},{payload}]"
+    return f"[{_quote(event.key)},{payload},{_quote(event.client_id)}]"
+
+
+def _plain_json(payload: bytes) -> str:
+    """The text of a JSON object or array, if whoever reads it and writes it again gets the same bytes; or else ""."""
+    if payload[:1] not in (b"{", b"["):
+        return ""
+    try:
+        text = payload.decode()
+        is_plain = not _NOT_PLAIN.search(text) and _dumps(json.loads(text, parse_constant=_no_constant)) == text
+    except (ValueError, RecursionError):
+        return ""
+    return text if is_plain else ""
+
+
+# What JavaScript would write in another way: 1.0, numbers of many digits, and keys that it takes for an index.
+_NOT_PLAIN: Final = re.compile(r'\.0(?![0-9])|[0-9]{16}|"[0-9]+":')
 
 
 def encode_ok(ref: Ref = None) -> str:

@@ -44,6 +44,7 @@ class Client:
                     del self.view[key]
                 else:
                     owner = owner_and_reason[0] if owner_and_reason else self.view[key][0]
+                    assert isinstance(payload, str), "none here is JSON"
                     self.view[key] = (owner, payload or None)
         else:
             del self.view[frame["key"]]

@@ -102,9 +102,9 @@ class Reader:
                     case [key, None, _, reason]:
                         self.clear(key, reason)
                     case [key, payload, owner]:
-                        self.set(key, owner, payload)
+                        self.set(key, owner, as_base64(payload))
                     case [key, payload]:
-                        self.set(key, self.entries[key][0], payload)
+                        self.set(key, self.entries[key][0], as_base64(payload))
 
     def set(self, key: str, owner: str, payload: str) -> None:
         if self.entries.get(key) != (owner, payload):
@@ -114,6 +114,12 @@ class Reader:
     def clear(self, key: str, reason: str) -> None:
         if self.entries.pop(key, None):
             self.changes.append(["clear", key, reason])
+
+
+def as_base64(payload: Any) -> str:
+    if isinstance(payload, str):
+        return payload
+    return base64.b64encode(protocol.encode_payload(payload)).decode()
 
 
 def check(row: dict[str, Any], frames: list[dict[str, Any]]) -> None:
@@ -133,3 +139,8 @@ def test_a_stream_ends_in_the_view_of_the_fixture(row: dict[str, Any]) -> None:
 def test_a_stream_of_batches_says_the_same_as_the_plain_one(row: dict[str, Any]) -> None:
     check(row, row["frames"])
     check(row, row["plain"])
+
+
+@fixtures("plain_json")
+def test_json_stands_in_a_batch_as_it_is_if_everybody_would_write_it_so(row: dict[str, Any]) -> None:
+    assert protocol._plain_json(row["payload"].encode()) == (row["payload"] if row["plain"] else "")

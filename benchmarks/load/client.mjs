@@ -36,7 +36,7 @@ function hash(data) {
   return value & 4095;
 }
 
-/** The changes in a set, clear or batch frame: [key, payload (base64) or null, when it was read first]. */
+/** The changes in a set, clear or batch frame: [key, payload (base64, or JSON in a batch) or null]. */
 function read(data, at) {
   const slot = hash(data);
   const known = parsed[slot];
@@ -49,7 +49,10 @@ function read(data, at) {
 }
 
 const entries = (data) => JSON.parse(data).entries.map(({ key, payload }) => ({ key, value: value(payload) }));
-const value = (payload) => (payload ? JSON.parse(Buffer.from(payload, "base64").toString()) : null);
+const value = (payload) => {
+  if (payload && typeof payload === "object") return payload;
+  return payload ? JSON.parse(Buffer.from(payload, "base64").toString()) : null;
+};
 export const encode = (object) => Buffer.from(JSON.stringify(object)).toString("base64");
 
 /** The server would not do what was asked: the scenario cannot be run with it. */

@@ -20,6 +20,13 @@ for (const name of ["streams", "batches"])
       }
     });
 
+for (const { name, payload } of wire("plain_json").filter(({ plain }) => plain))
+  test(`JSON in a batch is the payload that it was: ${name}`, () => {
+    const view = new View("t");
+    view.apply(JSON.parse(`{"_orama":"ephemeral.batch","topic":"t","events":[["k",${payload},"c1"]]}`));
+    assert.equal(Buffer.from(view.entries.get("k").payload, "base64").toString(), payload);
+  });
+
 for (const row of wire("streams"))
   test(`the ten lines of the docs: ${row.name}`, () => {
     const [lines] = /```js\n(const live[^]*?)```/.exec(page("protocol.md")).slice(1);

@@ -160,11 +160,12 @@ export class View {
   #batch(events) {
     for (const [key, payload, owner] of events) {
       string(key);
-      if (payload !== null) string(payload);
+      if (payload === undefined) string(payload);
       if (owner !== undefined) string(owner);
     }
-    return events.flatMap(([key, payload, owner, reason]) => {
-      if (payload === null) return this.#remove(key, reason);
+    return events.flatMap(([key, told, owner, reason]) => {
+      if (told === null) return this.#remove(key, reason);
+      const payload = typeof told === "string" ? told : encode(told); // JSON may stand there as it is
       const known = owner ?? this.entries.get(key)?.owner;
       if (known !== undefined) return this.#put({ key, client_id: known, payload });
       this.lost = true;
