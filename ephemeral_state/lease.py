@@ -27,30 +27,36 @@ class Judge:
 
     A killed process stops renewing, and its operating system closes its connection to the store: both are seen
     twice. A frozen one keeps the connection, and its lease runs out. If the store lost our own connection too, or
-    did not answer for a while, then that is no sign of anybody's death.
+    did not answer for a while, then that is no sign of anybody's death. And a lease has run out only if it was seen
+    for a while and not renewed: we may be the first to read after the store was away, or has put its clock forward.
     """
 
     def __init__(self) -> None:
         self._last: float | None = None
         self._calm_until = 0.0
-        self._unlinked: dict[str, str] = {}
+        self._seen: dict[tuple[str, str], float] = {}
+        self._unlinked: set[tuple[str, str]] = set()
 
     def dead(self, roll: Roll, now: float) -> list[Peer]:
         """Read a roll, which this node asked for at `now`."""
-        if self._last is not None and now - self._last > _LATE:
+        if not roll.linked or (self._last is not None and now - self._last > _LATE):
             self._calm_until = now + _CALM
+        elif self._last is None:
+            self._calm_until = now + 2 * BEAT
         self._last = now
-        if not roll.linked:
-            self._unlinked.clear()
+        self._seen = {lease: self._seen.get(lease, now) for lease in map(_lease, roll.peers)}
+        unlinked = {_lease(peer) for peer in roll.peers if not peer.linked and roll.linked}
+        killed, self._unlinked = unlinked & self._unlinked, unlinked
+        if now < self._calm_until:
             return []
-        unlinked = {peer.node: peer.stamp for peer in roll.peers if not peer.linked}
-        dead = [
-            peer
-            for peer in roll.peers
-            if peer.remaining_ms <= 0 or (not peer.linked and self._unlinked.get(peer.node) == peer.stamp)
-        ]
-        self._unlinked = unlinked
-        return dead if now >= self._calm_until else []
+        frozen = {_lease(peer) for peer in roll.peers if peer.remaining_ms <= 0}
+        frozen = {lease for lease in frozen if now - self._seen[lease] >= _LATE}
+        return [peer for peer in roll.peers if _lease(peer) in killed | frozen]
+
+
+def _lease(peer: Peer) -> tuple[str, str]:
+    """One of the node's, and not of a later renewal."""
+    return peer.node, peer.stamp
 
 
 class Lease:
