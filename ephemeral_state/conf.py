@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -107,6 +106,7 @@ _SECONDS = frozenset(
     ("default_ttl", "max_ttl", "recheck_interval", "sweep_interval", "beacon_interval", "lease", "shutdown_timeout")
 )
 _MIN_LEASE = 1.5
+_MAX_SECONDS = 10**9  # what is stored in ms and µs stays exact
 _COUNTS = frozenset(
     (
         "max_keys_per_client",
@@ -126,8 +126,8 @@ def _fault(name: str, value: object) -> str:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"must be a number of seconds, not {type(value).__name__}"
         least, why = (_MIN_LEASE, ", three beats") if name == "lease" else (0.001, "")
-        if not math.isfinite(value) or value < least:
-            return f"must be a finite number of at least {least} seconds{why}, not {value!r}"
+        if not least <= value <= _MAX_SECONDS:  # also true of NaN
+            return f"must be a finite number of at least {least} seconds{why}, not {value!r:.80}"
     elif name in _COUNTS:
         if isinstance(value, bool) or not isinstance(value, int):
             return f"must be a whole number, not {type(value).__name__}"

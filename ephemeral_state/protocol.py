@@ -209,7 +209,7 @@ def encode_ttl(ttl: float | UntilDisconnect | None) -> int | None:
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise InvalidTTL(f"ttl must be a number of seconds or UNTIL_DISCONNECT, not {type(ttl).__name__}")
     if not abs(ttl) < _MAX_SECONDS:  # also true of NaN
-        raise InvalidTTL(f"ttl of {ttl!r:.40} s is not a finite number of seconds below {_MAX_SECONDS}")
+        raise InvalidTTL(f"ttl of {_shown(ttl)} s is not a finite number of seconds below {_MAX_SECONDS}")
     # Rounding must not turn a very short life into 0, which asks for the default.
     return max(1, round(ttl * 1000)) if ttl > 0 else 0
 
@@ -221,8 +221,15 @@ def encode_grace(grace: float | None) -> int:
     if isinstance(grace, bool) or not isinstance(grace, int | float):
         raise InvalidTTL(f"grace must be a number of seconds, not {type(grace).__name__}")
     if not 0 <= grace < _MAX_SECONDS:  # also true of NaN
-        raise InvalidTTL(f"grace of {grace!r:.40} s is not a number of seconds from 0 to {_MAX_SECONDS}")
+        raise InvalidTTL(f"grace of {_shown(grace)} s is not a number of seconds from 0 to {_MAX_SECONDS}")
     return round(grace * 1000)
+
+
+def _shown(number: float) -> str:
+    try:
+        return f"{number!r:.40}"
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "far too many"
 
 
 _MAX_SECONDS: Final = 10**9
@@ -492,7 +499,7 @@ def decode_batch(message: Mapping[str, Any]) -> Batch:
         events = [_event(text, ms, Revision(epoch, at)) for at, (text, ms) in enumerate(frames, first)]
         topic = Topic(str(message["namespace"]), str(message["topic"]))
         return Batch(topic, Revision(epoch, first), events)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise InvalidFrame(f"group message cannot be read: {error}") from error
 
 

@@ -113,7 +113,7 @@ def test_a_ttl_in_seconds_becomes_ms(ttl, ms):
     assert encode_ttl(ttl) == ms
 
 
-@pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf, "5", True, 10**400, 1e300, [], b"5"])
+@pytest.mark.parametrize("ttl", [math.nan, math.inf, -math.inf, "5", True, 10**400, 10**5000, 1e300, []], ids=type)
 def test_a_ttl_that_is_no_finite_number_is_refused(ttl):
     with pytest.raises(errors.InvalidTTL, match="ttl"):
         encode_ttl(ttl)
@@ -239,9 +239,12 @@ def test_a_message_ends_where_another_process_has_written_in_between():
         {"version": 2},
         {"frames": None},
         {"frames": ["not json"]},
+        {"frames": ["[]"]},
+        {"frames": ["[" * 100_000]},
         {"frames": ['{"key":"k"}']},
         {"expires_in_ms": []},
         {"epoch": "x"},
+        {"epoch": math.inf},
         {"frames": ['{"key":"k","client_id":"c","reason":"because"}']},
     ],
 )
