@@ -54,7 +54,7 @@ class MemoryStore(Store):
         self._topics: dict[Topic, _Topic] = {}
         self._clients: dict[str, dict[_Record, None]] = {}
         self._slices: dict[int, dict[_Record, None]] = {}
-        self._slice_heap: list[int] = []  # every id in _slices, and perhaps some that are gone
+        self._slice_heap: list[int] = []  # every id in _slices
         self._count = 0
         self._last_epoch = 0
         self._minutes: dict[int, Counter[str]] = {}
@@ -263,11 +263,8 @@ class MemoryStore(Store):
         if not owned:
             del self._clients[record.client]
         if record.deadline is not None:
-            number = record.deadline >> _SLICE_BITS
-            filed = self._slices[number]
-            del filed[record]
-            if not filed:
-                del self._slices[number]  # its id stays in the heap until it is the smallest
+            # Emptied, the slice stays until it is the earliest: its id is in the heap, once.
+            del self._slices[record.deadline >> _SLICE_BITS][record]
 
     def _expired(self, now: int) -> Iterator[_Record]:
         """Records with `now > deadline`, earliest slice first. Consume it before removing any."""
@@ -276,12 +273,8 @@ class MemoryStore(Store):
         passed: list[int] = []
         try:
             while heap and heap[0] <= this:
-                number = heapq.heappop(heap)
-                filed = self._slices.get(number)
-                if filed is None or (passed and passed[-1] == number):
-                    continue
-                passed.append(number)
-                for record in filed:
+                passed.append(heapq.heappop(heap))
+                for record in self._slices[passed[-1]]:
                     if record.deadline is not None and record.deadline < now:
                         yield record
         finally:
@@ -290,8 +283,8 @@ class MemoryStore(Store):
 
     def _next_in_ms(self, now: int) -> int | None:
         heap = self._slice_heap
-        while heap and heap[0] not in self._slices:
-            heapq.heappop(heap)
+        while heap and not self._slices[heap[0]]:
+            del self._slices[heapq.heappop(heap)]
         if not heap:
             return None
         # At the end of the slice everything in it has passed its deadline; rounded up, not to come early.

@@ -1,0 +1,20 @@
+"""What only the memory store has to keep: its own memory."""
+
+from ephemeral_state.state import Limits, Set
+from ephemeral_state.stores.memory import MemoryStore
+from tests.conformance import ManualClock
+
+from .world import ROOM
+
+
+async def test_a_key_that_is_set_again_and_again_files_no_more_than_there_are_moments():
+    clock = ManualClock()
+    store = MemoryStore(Limits(), clock)
+    await store.apply([Set("c", ROOM, "ends first", b"", 60_000)])
+    for n in range(5000):
+        clock.now += 1_000_000 * (n % 10 == 0)
+        await store.apply([Set("c", ROOM, "busy", b"", 120_000)])
+    assert len(store._slice_heap) == len(set(store._slice_heap)) < 5000 / 10 / 16 + 3
+    clock.now += 120_001 * 1_000_000
+    assert len((await store.sweep()).changes) == 2
+    assert (store._slice_heap, store._slices) == ([], {})
