@@ -45,7 +45,8 @@ import importlib.util, ephemeral_state
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 assert "site-packages" in ephemeral_state.__file__, ephemeral_state.__file__
-assert importlib.util.find_spec("redis") is None, "the wheel brings redis along"
+for name in ("redis", "opentelemetry"):
+    assert importlib.util.find_spec(name) is None, f"the wheel brings {name} along"
 names = set(Permission.objects.filter(content_type__app_label="ephemeral_state").values_list("codename", flat=True))
 expected = {"view_entry", "delete_entry", "clear_topic", "disconnect_client"}
 assert names == expected, f"permissions after migrate: {names}"

@@ -4,6 +4,9 @@ The modules in reading order; each imports only from those before it:
 
     errors         what can go wrong, with wire codes
     state          the nouns: Topic, Entry, Set, Clear, Drop, Change, Snapshot, Limits
+    tally          what is counted, for whoever measures it
+    log            what operators read: a line, a name and fields
+    tracing        spans, where OpenTelemetry is installed
     protocol       the wire, both ways
     printing       names and payloads as text that is safe to show
     conf           settings.EPHEMERAL_STATE as one typed, frozen object
@@ -33,6 +36,7 @@ The modules in reading order; each imports only from those before it:
     api            the same verbs for views, tasks and commands
     models, admin  what is live, for people with a browser
     management     the same for people with a terminal, and the doctor
+    metrics        what is counted, for OpenTelemetry
     checks, apps   Django's way in
     testing        for the tests of projects
 

@@ -23,6 +23,7 @@ from .protocol import CLOSE_MESSAGE_TYPE, encode_payload, encode_ttl
 from .revocation import revoke as _revoke
 from .state import Clear, Drop, Entry, Notice, Page, Set, Topic, UntilDisconnect
 from .stores import get_store
+from .tracing import span
 from .watch import watch as _watch
 
 __all__ = [
@@ -65,42 +66,47 @@ async def aset(
     one nobody's end clears the key, only its `ttl` (seconds, by default `DEFAULT_TTL`) or a `clear`. Raises an
     `EphemeralStateError`, and then nothing was stored or told.
     """
-    await current().write(_set(topic, key, payload, client, namespace, ttl))
+    await _put(_set(topic, key, payload, client, namespace, ttl))
 
 
 async def aclear(topic: str, key: str, *, client: str | None = None, namespace: str = "") -> None:
     """Clear the key, with reason `explicit`: whoever owns it or, given a `client`, only if that one does."""
     where = Topic(namespace, topic)
     node = current()
-    if client is None:
-        # Even so the clear names the owner that was seen: a successor's value is not ours to remove.
-        snapshot = await node.store.snapshot(where.require())
-        owners = [entry.client_id for entry in snapshot.entries if entry.key == key]
-        client = owners[0] if owners else _no_client(where, key)
-    await node.write(Clear(client, where, key))
+    with span("clear", where):
+        if client is None:
+            # Even so the clear names the owner that was seen: a successor's value is not ours to remove.
+            snapshot = await node.store.snapshot(where.require())
+            owners = [entry.client_id for entry in snapshot.entries if entry.key == key]
+            client = owners[0] if owners else _no_client(where, key)
+        await node.write(Clear(client, where, key))
 
 
 async def alist(topic: str, *, namespace: str = "") -> builtins.list[Entry]:
     """What is live in the topic, sorted by key."""
-    return builtins.list((await get_store().snapshot(Topic(namespace, topic).require())).entries)
+    where = Topic(namespace, topic).require()
+    with span("list", where):
+        return builtins.list((await get_store().snapshot(where)).entries)
 
 
 async def alist_many(topics: Iterable[str], *, namespace: str = "") -> dict[str, builtins.list[Entry]]:
     """What is live in each of the topics, by topic."""
-    names = _names(topics)
+    wanted = [Topic(namespace, name).require() for name in _names(topics)]
     found: dict[str, builtins.list[Entry]] = {}
-    for first in range(0, len(names), _AT_ONCE):
-        some = names[first : first + _AT_ONCE]
-        entries = await asyncio.gather(*(alist(name, namespace=namespace) for name in some))
-        found.update(zip(some, entries, strict=True))
+    with span("list_many", topics=len(wanted)):
+        for first in range(0, len(wanted), _AT_ONCE):
+            reading = map(get_store().snapshot, wanted[first : first + _AT_ONCE])
+            for snapshot in await asyncio.gather(*reading):
+                found[snapshot.topic.name] = builtins.list(snapshot.entries)
     return found
 
 
 async def acount(topics: Iterable[str], *, namespace: str = "") -> dict[str, int]:
     """How many entries are live in each of the topics, by topic: cheaper than to list them."""
     names = _names(topics)
-    counts = await get_store().counts([Topic(namespace, name).require() for name in names])
-    return dict(zip(names, counts, strict=True))
+    wanted = [Topic(namespace, name).require() for name in names]
+    with span("count", topics=len(wanted)):
+        return dict(zip(names, await get_store().counts(wanted), strict=True))
 
 
 async def adisconnect(client: str, *, close: int | None = None) -> None:
@@ -112,13 +118,14 @@ async def adisconnect(client: str, *, close: int | None = None) -> None:
     if close is not None and close != 1000 and not 3000 <= close <= 4999:
         raise ValueError(f"close code {close!r} is none that an application may use: 1000, or 3000 to 4999")
     node = current()
-    await node.write(Drop(client))
-    if close is not None and ":" not in client:  # no channel has one in its name
-        try:
-            async with asyncio.timeout(_SEND_TIMEOUT):
-                await node.layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": close})
-        except Exception as error:
-            raise StoreUnavailable("the channel layer does not answer") from error
+    with span("disconnect"):
+        await node.write(Drop(client))
+        if close is not None and ":" not in client:  # no channel has one in its name
+            try:
+                async with asyncio.timeout(_SEND_TIMEOUT):
+                    await node.layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": close})
+            except Exception as error:
+                raise StoreUnavailable("the channel layer does not answer") from error
 
 
 def hold(topic: str, key: str, payload: object = b"", *, namespace: str = "") -> Held:
@@ -148,7 +155,8 @@ async def abrowse(
     search: str = "",
 ) -> Page:
     """Live entries of all topics, page by page; see `Store.browse`."""
-    return await get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search)
+    with span("browse"):
+        return await get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search)
 
 
 def set(
@@ -169,7 +177,7 @@ def set(
     """
     write = _set(topic, key, payload, client, namespace, ttl)
     get_store().limits.check(write)
-    _run(lambda: current().write(write), on_commit)
+    _run(lambda: _put(write), on_commit)
 
 
 def clear(
@@ -219,7 +227,8 @@ async def arevoke(user: object, topic: str | None = None) -> None:
     Only connections of `EphemeralStateConsumer` ask a policy. `user` is the user or its primary key. Returns when the
     channel layer has the message. Raises `StoreUnavailable` if it does not take it.
     """
-    await _revoke([user], topic=topic)
+    with span("revoke"):
+        await _revoke([user], topic=topic)
 
 
 def revoke(user: object, topic: str | None = None) -> None:
@@ -233,6 +242,11 @@ def _set(topic: str, key: str, payload: object, client: str | None, namespace: s
     where = Topic(namespace, topic)
     owner = _no_client(where.require(), key) if client is None else client
     return Set(owner, where, key, encode_payload(payload), encode_ttl(ttl))
+
+
+async def _put(write: Set) -> None:
+    with span("set", write.topic):
+        await current().write(write)
 
 
 def _run(write: Callable[[], Coroutine[Any, Any, object]], on_commit: bool | str) -> None:

@@ -15,8 +15,10 @@ class EphemeralStateConfig(AppConfig):
 
     def ready(self) -> None:
         from .checks import check_configuration, check_store_answers
+        from .metrics import register as register_metrics
         from .revocation import connect_signals
 
         connect_signals()
+        register_metrics()
         register(check_configuration, self.name)
         register(check_store_answers, Tags.database)

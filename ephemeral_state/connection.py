@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from . import log
 from .delivery import Delivery
 from .errors import ConnectionGone, NotConfigured, TooManyEntries
 from .node import Node, current
@@ -16,8 +16,6 @@ from .protocol import PLAIN, Flow, Ref, encode_grace, encode_payload, encode_ttl
 from .state import Clear, Drop, Entry, Outcome, Set, Topic, UntilDisconnect
 
 __all__ = ["Connection", "drop"]
-
-logger = logging.getLogger("ephemeral_state")
 
 
 class Connection:
@@ -143,7 +141,7 @@ async def _drop(node: Node, client_id: str, abnormal: bool) -> None:
     try:
         await node.finish(Drop(client_id, abnormal))
     except Exception:
-        logger.exception("clearing the state of %s failed", client_id)
+        log.exception("clearing_failed", "clearing the state of %(client)s failed", client=client_id)
 
 
 def _cancelling() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 import time
@@ -15,6 +14,7 @@ from channels.consumer import AsyncConsumer, SyncConsumer
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
+from . import log
 from .answers import Answers
 from .conf import get_settings
 from .connection import Connection
@@ -49,6 +49,7 @@ from .protocol import (
 )
 from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
+from .tally import tally
 
 __all__ = [
     "UNTIL_DISCONNECT",
@@ -57,8 +58,6 @@ __all__ = [
     "SyncEphemeralStateMixin",
 ]
 
-logger = logging.getLogger("ephemeral_state")
-
 T = TypeVar("T")
 
 REFUSED_TOO_OFTEN: Final = 4008
@@ -66,6 +65,17 @@ REFUSED_TOO_OFTEN: Final = 4008
 REVOKED: Final = 4403
 """The close code for a user who is gone: logged out, deactivated or deleted."""
 _CLOSE_TIMEOUT: Final = 1.0  # seconds that the server may take to close; the connection is over already
+
+# Of the process: all its connections meet it, and one line is enough.
+_no_users: Final = log.Trouble(
+    "users_trouble", "users cannot be looked up again: %(error)s", "users are looked up again"
+)
+_no_answer: Final = log.Trouble(
+    "recheck_trouble",
+    "the policy fails when asked again: %(error)s",
+    "the policy answers again when asked again",
+    traceback=True,
+)
 
 
 class _Base(AsyncConsumer):
@@ -111,9 +121,13 @@ class _Base(AsyncConsumer):
             if self._ephemeral is None or not self._ephemeral.over:
                 raise
             if message["type"] == "websocket.disconnect":
-                logger.warning("%s's disconnect() was left at a set: the connection has ended", type(self).__name__)
+                log.warning(
+                    "set_after_end",
+                    "%(consumer)s's disconnect() was left at a set: the connection has ended",
+                    consumer=type(self).__name__,
+                )
                 raise StopConsumer from None  # as the handler would have done, or else the consumer waits for ever
-            logger.debug("the client left while %s was handled", message["type"])
+            log.debug("the client left while %s was handled", message["type"])
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
         await super().dispatch(message)
@@ -372,10 +386,10 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
             answer = await self._obey(command)
         except NotConfigured as error:
             # The client can do nothing about it and shall not learn of it.
-            logger.error("a command cannot be carried out: %s", error)
-            answer = encode_error(StoreUnavailable("the server cannot carry out commands"), ref)
+            log.error("not_configured", "a command cannot be carried out: %(error)s", error=str(error))
+            answer = _refusal(StoreUnavailable("the server cannot carry out commands"), ref)
         except EphemeralStateError as error:
-            answer = encode_error(error, error.ref if ref is None else ref)
+            answer = _refusal(error, error.ref if ref is None else ref)
         if answer is not None:
             await self._answers.given()
             await self.send(answer)
@@ -457,13 +471,19 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                     if bucket.refusals >= TOO_MANY_REFUSALS:
                         return await self._cut_off(send)
                     ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": encode_error(error, ref)})
+                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": _refusal(error, ref)})
                     await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
 
         return limited
 
     async def _cut_off(self, send: Any) -> Any:
         self._ephemeral_lifecycle().end(abnormal=True)  # before: from now on, what cannot be sent is no fault
+        log.info(
+            "client_too_fast",
+            "client %(client)s does not slow down, ended its connection with %(code)s",
+            client=getattr(self, "channel_name", ""),  # it may be as fast as that
+            code=REFUSED_TOO_OFTEN,
+        )
         with suppress(Exception):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await send({"type": "websocket.close", "code": REFUSED_TOO_OFTEN})
@@ -500,33 +520,53 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         try:
             there = await refresh_user(self.scope)
         except Exception as error:
-            logger.warning("a user cannot be looked up again: %r", error)
+            _no_users.met(error)
             if scheduled:
                 return
         else:
+            _no_users.over()
             if not there:
                 await self._send_away()
                 return
+        topics = keys = 0
         for topic in [topic for topic in self._followed if only in (None, topic.name)]:
             if not await self._still(self._policy.can_subscribe, *topic, scheduled=scheduled):
+                topics += 1
                 self._followed.discard(topic)
                 connection.unsubscribe(topic)
                 await self.send(encode_revoked(topic.name))
         for topic, key in [place for place in self._claims.live() if only in (None, place[0].name)]:
             if not await self._still(self._policy.can_set, *topic, key, scheduled=scheduled):
+                keys += 1
                 self._claims.discard(topic, key)
                 await connection.clear(topic, key)
+        if topics or keys:
+            log.info(
+                "rights_revoked",
+                "client %(client)s may not follow %(topics)s of its topics any more, nor set %(keys)s of its keys",
+                client=self.channel_name,
+                topics=topics,
+                keys=keys,
+            )
 
     async def _still(self, decide: Callable[..., Any], *what: str, scheduled: bool) -> bool:
         try:
-            return await allows(decide, self.scope, *what)
-        except Exception:
+            still = await allows(decide, self.scope, *what)
+        except Exception as error:
             # A database that is away for a moment is no reason to take everything from everybody.
-            logger.exception("the policy failed when asked again")
+            _no_answer.met(error)
             return scheduled
+        _no_answer.over()
+        return still
 
     async def _send_away(self) -> None:
         """The user is gone."""
+        log.info(
+            "user_gone",
+            "the user of client %(client)s is gone, ending its connection with %(code)s",
+            client=self.channel_name,
+            code=REVOKED,
+        )
         await self._ephemeral_end()
         await self.close(code=REVOKED)
 
@@ -538,6 +578,11 @@ def _about(scope: Any) -> dict[str, object]:
         return {"user": user.get_username(), "user_id": str(user.pk)} if user.is_authenticated else {}
     except Exception:
         return {}
+
+
+def _refusal(error: EphemeralStateError, ref: Ref) -> str:
+    tally()["refused." + error.code] += 1
+    return encode_error(error, ref)
 
 
 def _frame(text: str) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Final, NamedTuple
 
 from channels.layers import BaseChannelLayer
 
+from . import log
 from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
@@ -18,10 +19,10 @@ from .protocol import PLAIN, Event, Flow, Ref, decode_batch, encode_snapshot
 from .replica import Replica
 from .state import Entry, Revision, Snapshot, Topic
 from .stores.base import Store
+from .tally import tally
+from .tracing import span
 
 __all__ = ["Hub"]
-
-logger = logging.getLogger("ephemeral_state")
 
 _PATIENCE: Final = 0.05  # seconds that a batch may be early before a snapshot is read
 _DOUBT: Final = 0.25  # seconds that a batch may be on its way before the beacon calls it lost
@@ -58,6 +59,22 @@ class Hub:
         self._starting: asyncio.Task[str] | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._stopped = False
+        self._tally = tally()
+        self._hearing = log.Trouble(
+            "hearing_trouble",
+            f"the channel layer fails, retrying every {_RETRY} s: %(error)s",
+            "the channel layer is back",
+        )
+        self._comparing = log.Trouble(
+            "comparing_trouble",
+            "comparing views with the store fails, they may be stale: %(error)s",
+            "views are compared with the store again",
+        )
+
+    @property
+    def topics(self) -> int:
+        """How many are followed."""
+        return len(self._feeds)
 
     async def follow(self, topic: Topic, delivery: Delivery, ref: Ref = None, flow: Flow = PLAIN) -> None:
         """Welcome the delivery with one snapshot, and let it hear everything after that: no gap, no overlap.
@@ -152,7 +169,13 @@ class Hub:
                 async with asyncio.timeout(_LAYER_TIMEOUT):
                     await self._layer.group_discard(group_name(*topic), await asyncio.shield(self._starting))
         except Exception as error:
-            logger.warning("leaving the group of %s failed, the layer will expire it: %s", topic, error)
+            log.warning(
+                "leaving_failed",
+                "leaving the group of %(topic)s failed, the layer will expire it: %(error)s",
+                namespace=topic.namespace,
+                topic=topic.name,
+                error=repr(error),
+            )
         finally:
             if self._discarding.get(topic) is asyncio.current_task():
                 del self._discarding[topic]
@@ -176,7 +199,8 @@ class Hub:
 
     def _keep_running(self, duty: Callable[[str], Coroutine[Any, Any, None]], channel: str) -> None:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(duty(channel))
+        # In nobody's context: it outlives whoever came first, and is no part of what is traced there.
+        task = loop.create_task(duty(channel), context=Context())
         self._tasks.append(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -185,7 +209,11 @@ class Hub:
             if task in self._tasks:
                 self._tasks.remove(task)
                 error = None if task.cancelled() else task.exception()
-                logger.warning("hearing or comparing was ended by somebody else, beginning again: %r", error)
+                log.warning(
+                    "duty_ended",
+                    "hearing or comparing was ended by somebody else, beginning again: %(error)s",
+                    error=repr(error),
+                )
                 loop.call_later(_PATIENCE, self._begin_again, duty, channel)
 
         task.add_done_callback(ended)
@@ -197,24 +225,21 @@ class Hub:
     # Hearing
 
     async def _listen(self, channel: str) -> None:
-        failing = False
         while True:
             try:
                 message = await self._layer.receive(channel)
             except Exception as error:
-                if not failing:
-                    logger.warning("the channel layer fails, retrying every %s s: %s", _RETRY, error)
-                failing = True
+                self._hearing.met(error)
                 await asyncio.sleep(_RETRY)
                 await self._rejoin(channel, self._feeds)
                 continue
-            if failing:
-                failing = False
-                logger.warning("the channel layer is back")
+            self._hearing.over()
             try:
                 self._take(message)
             except Exception:
-                logger.exception("a message was not handled, the beacon will read what it said from the store")
+                log.exception(
+                    "message_bug", "a message was not handled, the beacon will read what it said from the store"
+                )
             # A layer with messages waiting returns without ever suspending: let the sockets have their turn.
             await asyncio.sleep(0)
 
@@ -222,7 +247,11 @@ class Hub:
         try:
             batch = decode_batch(message)
         except InvalidFrame as error:
-            logger.warning("ignored a message, the beacon will read what it said from the store: %s", error)
+            log.warning(
+                "message_ignored",
+                "ignored a message, the beacon will read what it said from the store: %(error)s",
+                error=str(error),
+            )
             return
         feed = self._feeds.get(batch.topic)
         if feed is not None:
@@ -250,25 +279,34 @@ class Hub:
                 return
 
     def _tell(self, feed: _Feed, events: Sequence[Event]) -> None:
-        if events and self._heard is not None:
-            self._heard(feed.topic, events)
-        feed.tell(events)
+        if events:
+            self._tally["heard"] += len(events)
+            if self._heard is not None:
+                self._heard(feed.topic, events)
+            feed.tell(events)
 
     async def _repair(self, feed: _Feed, patience: float) -> None:
         try:
             await asyncio.sleep(patience)
             if patience and not feed.replica.behind:
                 return
-            await self._read(feed)
+            self._tally["gaps" if patience else "doubts"] += 1
+            with span("repair", feed.topic):
+                await self._read(feed)
         except StoreUnavailable as error:
-            logger.info("repairing %s failed, the beacon will try again: %s", feed.topic, error)
+            log.info(
+                "repair_failed",
+                "repairing %(topic)s failed, the beacon will try again: %(error)s",
+                namespace=feed.topic.namespace,
+                topic=feed.topic.name,
+                error=repr(error),
+            )
         finally:
             feed.repairing = None
 
     async def _beacon(self, channel: str) -> None:
         """A lost last message shows in no sequence number: only asking the store reveals it."""
         joined = time.monotonic()
-        failing = False
         while True:
             await asyncio.sleep(self._beacon_interval)
             if time.monotonic() - joined > _REJOIN:
@@ -278,11 +316,9 @@ class Hub:
                 stale = await self._compare([feed for feed in self._feeds.values() if feed.open])
                 # What should have told of it may have been lost with the membership: some layers keep that in Redis.
                 await self._rejoin(channel, stale)
-                failing = False
+                self._comparing.over()
             except Exception as error:  # whatever it is: without a beacon, views would stay wrong silently
-                if not failing:
-                    logger.warning("comparing views with the store fails, they may be stale: %r", error)
-                failing = True
+                self._comparing.met(error)
 
     async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
         """Returns the topics whose views are not what the store says, and are being repaired."""
@@ -322,7 +358,7 @@ class Hub:
             except TimeoutError:  # the others would wait as long
                 return
             except Exception as error:  # the next round tries again, and the beacon keeps the views right
-                logger.debug("joining the group of %s again failed: %r", topic, error)
+                log.debug("joining the group of %s again failed: %r", topic, error)
             if topic not in self._feeds:  # by now: and it may have left the group before it has joined it
                 self._leave(topic)
 
@@ -364,9 +400,8 @@ class _Feed:
                 del self._lanes[flow]
 
     def tell(self, events: Sequence[Event]) -> None:
-        if events:
-            for lane in list(self._lanes.values()):
-                lane.tell(events)
+        for lane in list(self._lanes.values()):
+            lane.tell(events)
 
     def has_looked(self, delivery: Delivery) -> None:
         """The subscriber takes its snapshot now: whatever waits to be told is in it."""
@@ -459,6 +494,7 @@ class _Lane:
         self._began = 0.0
         self._rests_until = 0.0
         self._timer: asyncio.Handle | None = None
+        self._tally = tally()
 
     def add(self, delivery: Delivery) -> None:
         if self._waiting:
@@ -500,11 +536,14 @@ class _Lane:
             if self._audience is None:
                 self._audience = tuple(self._members)
             news = self._take(self._waiting)
+            self._tally["handed"] += len(news.events) * len(self._audience)
             for delivery in self._audience:
                 delivery.hear(news)
         for delivery, own in list(self._late.items()):
             if own:
-                delivery.hear(self._take(own))
+                news = self._take(own)
+                self._tally["handed"] += len(news.events)
+                delivery.hear(news)
             if not own and not self._waiting and self._late.pop(delivery, None) is not None:
                 self._join(delivery)
         self._timer = asyncio.get_running_loop().call_soon(self._let_it_out)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,15 +13,14 @@ from typing import Final
 
 from channels.db import database_sync_to_async
 
-from . import signals
+from . import log, signals
 from .errors import StoreUnavailable
 from .state import Change, Topic
 from .stores import Store
-from .stores.base import Report, Transition
+from .stores.base import KINDS, Report, Transition
+from .tally import tally
 
 __all__ = ["Journal"]
-
-logger = logging.getLogger("ephemeral_state")
 
 _EVERY: Final = 1.0  # seconds between reports
 _MOST: Final = 200  # transitions in one report
@@ -37,7 +35,8 @@ class Journal:
     def __init__(self, store: Store, node: str) -> None:
         self._store = store
         self._node = node
-        self._counts: Counter[str] = Counter()
+        self._tally = tally()
+        self._told = {kind: self._tally[kind] for kind in KINDS}
         self._transitions: deque[tuple[float, Transition]] = deque(maxlen=_MOST)
         self._owners: dict[tuple[Topic, str], str] = {}
         self._here: dict[str, str] = {}
@@ -57,7 +56,7 @@ class Journal:
         """These changes were made by this node."""
         now = time.monotonic()
         for change in changes:
-            self._counts[change.reason or "set"] += 1
+            self._tally[change.reason or "set"] += 1
             place = (change.topic, change.key)
             if change.reason is None:
                 if self._owners.get(place) == change.client_id:
@@ -117,12 +116,14 @@ class Journal:
 
     async def _report(self) -> None:
         self._reported = now = time.monotonic()
-        if not (self._counts or self._came or self._gone):
+        counted = {kind: self._tally[kind] for kind in KINDS}
+        counts = {kind: number for kind in KINDS if (number := counted[kind] - self._told[kind])}
+        if not (counts or self._came or self._gone):
             return
         transitions = [each._replace(age_ms=(now - at) * 1000) for at, each in self._transitions]
         came = dict(islice(self._came.items(), _MOST_CAME))
-        report = Report(self._node, self._counts, transitions, came, [*self._gone])
-        self._counts, self._gone = Counter(), {}
+        report = Report(self._node, counts, transitions, came, [*self._gone])
+        self._told, self._gone = counted, {}
         for client in came:
             del self._came[client]
         self._transitions.clear()
@@ -131,7 +132,7 @@ class Journal:
         except StoreUnavailable:  # whoever writes says so; only who is here must not be forgotten
             self._came.update((client, about) for client, about in came.items() if client in self._here)
         except Exception as error:  # nothing that anybody depends on
-            logger.debug("reporting failed: %r", error)
+            log.debug("reporting failed: %r", error)
 
     # Signals
 
@@ -139,7 +140,11 @@ class Journal:
         room = _UNSAID - len(self._unsaid)
         if len(changes) > room:
             lost = len(changes) - room
-            logger.warning("the receivers of signals are too slow, %s changes were not told to them", lost)
+            log.warning(
+                "signals_lost",
+                "the receivers of signals are too slow, %(changes)s changes were not told to them",
+                changes=lost,
+            )
         self._unsaid.extend(changes[:room])
         if self._saying is None and self._unsaid:
             self._saying = asyncio.get_running_loop().create_task(self._say_all())

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
+from . import log
 from .errors import StoreUnavailable
 from .state import Peer, Roll
 from .stores.base import Store
 
 __all__ = ["BEAT", "Judge", "Lease"]
-
-logger = logging.getLogger("ephemeral_state")
 
 BEAT: Final = 0.5  # seconds between renewals; a process that is killed is noticed at the second reading after
 _LATE: Final = 3 * BEAT  # seconds without an answer after which our own view of the others is not to be trusted
@@ -86,6 +85,14 @@ class Lease:
         self._before: Roll | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._trouble = log.Trouble(
+            "lease_trouble",
+            f"renewing the lease fails, retrying every {BEAT} s: %(error)s",
+            "the lease is renewed again",
+            traceback=True,
+        )
+        self.renewed_at = time.monotonic()
+        """When the store last took it; before the first time, when this was made."""
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -108,17 +115,17 @@ class Lease:
         loop = asyncio.get_running_loop()
         judge = Judge()
         written = loop.time()
-        failing = False
         while not self._stopping.is_set():
             started = loop.time()
             before = self._before
             try:
                 stamp = before.stamp if before is not None else ""
                 roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
-                failing = False
+                self.renewed_at = time.monotonic()
+                self._trouble.over()
                 is_kept = before is None or (roll.held and roll.generation == before.generation)
                 if not is_kept:
-                    logger.warning("the lease was lost, writing back what this process owns")
+                    log.warning("lease_lost", "the lease was lost, writing back what this process owns")
                 if not is_kept or not roll.linked:
                     self._lost()
                     written = started
@@ -129,10 +136,8 @@ class Lease:
                 await self._bury_all(judge.dead(roll, started))
             except StoreUnavailable:
                 pass  # whoever writes meets it too, and says so
-            except Exception:
-                if not failing:
-                    logger.exception("renewing the lease fails, retrying every %s s", BEAT)
-                failing = True
+            except Exception as error:
+                self._trouble.met(error)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(max(loop.time() + 0.05, started + BEAT)):
                     await self._stopping.wait()

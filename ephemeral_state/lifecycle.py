@@ -9,12 +9,12 @@ skip it (django/channels #1466).
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
+from . import log
 from .connection import Connection, drop
 from .delivery import Delivery, Direct, Dispatched, Send
 from .errors import ConnectionGone, NotAccepted, NotConfigured
@@ -22,8 +22,6 @@ from .node import current
 from .protocol import PING, is_pong
 
 __all__ = ["Lifecycle"]
-
-logger = logging.getLogger("ephemeral_state")
 
 Message = dict[str, Any]
 
@@ -235,7 +233,12 @@ class Lifecycle:
         if self._over:
             return
         if silent >= self._ping_interval + _PING_TIMEOUT:
-            logger.info("a client did not answer for %.0f s, ending its connection", silent)
+            log.info(
+                "client_silent",
+                "client %(client)s did not answer for %(seconds).0f s, ending its connection",
+                client=self._client_id() or "",
+                seconds=silent,
+            )
             self._pinging = self.loop.create_task(self._give_up())
             return
         if silent >= self._ping_interval and (self._pinging is None or self._pinging.done()):
@@ -258,7 +261,12 @@ class Lifecycle:
     def _give_up_if_held(self, asked: int) -> None:
         # Whatever else it says: it does not read, or does not tell, and would never hear of anything again.
         if not self._over and self._pongs < asked and self._direct is not None and self._direct.held:
-            logger.info("a client has not read what was sent for %.0f s, ending its connection", _PING_TIMEOUT)
+            log.info(
+                "client_stuck",
+                "client %(client)s has not read what was sent for %(seconds).0f s, ending its connection",
+                client=self._client_id() or "",
+                seconds=_PING_TIMEOUT,
+            )
             self._pinging = self.loop.create_task(self._give_up())
 
     async def _give_up(self) -> None:
@@ -282,7 +290,7 @@ class Lifecycle:
             return
         # The disconnect event follows, and tells whether the client said goodbye. If the pump is held up, by a
         # handler that does not take its messages, this must do without it.
-        logger.debug("the client has left: %r", error)
+        log.debug("the client has left: %r", error)
         self.loop.call_later(_GOODBYE_WAIT, lambda: self.end(abnormal=True))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import os
 import random
@@ -13,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from contextvars import Context
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
+from . import log
 from .belongings import Belongings
 from .broadcast import find_layer
 from .conf import Settings, get_settings
@@ -28,13 +29,12 @@ from .protocol import Event
 from .shutdown import before_reactor_stops
 from .state import Clear, Drop, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
-from .writer import Trouble, Writer
+from .tracing import span
+from .writer import Writer
 
-__all__ = ["Member", "Node", "connections_here", "current", "drain", "idle", "serving_loop", "wait_in"]
+__all__ = ["Here", "Member", "Node", "current", "drain", "here", "idle", "serving_loop", "wait_in"]
 
 T = TypeVar("T")
-
-logger = logging.getLogger("ephemeral_state")
 
 _SWEEP_SPACING: Final = 0.1  # seconds; many deadlines close together cost one sweep
 _JITTER: Final = 0.3  # seconds
@@ -83,10 +83,30 @@ def serving_loop() -> asyncio.AbstractEventLoop | None:
     return None
 
 
-def connections_here() -> int:
-    """How many connections this process has, in all its event loops."""
+class Here(NamedTuple):
+    """What this process has, in all its event loops."""
+
+    connections: int
+    entries: int
+    """That its connections own; of a store of one process, all that it has."""
+    topics: int
+    """That are followed."""
+    lease_age: float | None
+    """Seconds since its lease was renewed, of several the one that is oldest; `None` where there is none."""
+
+
+def here() -> Here:
+    """As it is now. For any thread."""
     with _nodes_lock:
-        return sum(len(node._members) for node in _nodes.values())
+        nodes = list(_nodes.values())
+    owned = sum(len(node._belongings or ()) for node in nodes)
+    ages = [time.monotonic() - lease.renewed_at for node in nodes if (lease := node._lease) is not None]
+    return Here(
+        sum(len(node._members) for node in nodes),
+        owned + sum(store.held for store in {node.store for node in nodes}),
+        sum(node.hub.topics for node in nodes),
+        max(ages, default=None),
+    )
 
 
 async def drain() -> None:
@@ -119,6 +139,7 @@ class Node:
         self._restoring: asyncio.Task[None] | None = None
         self._restore_again = False
         self._started = time.time()
+        self._said_so = False
         self._members: dict[Member, None] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -126,7 +147,7 @@ class Node:
         self._graces_end = 0.0  # loop time
         self._owed: dict[Write, None] = {}
         self._paying: asyncio.Task[None] | None = None
-        self._store_trouble = Trouble("the store")
+        self._store_trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
         self.journal = Journal(store, self.id)
         self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self.journal.note)
 
@@ -139,18 +160,40 @@ class Node:
         """A connection is here."""
         self._members[member] = None
         if len(self._members) == 1:
-            before_reactor_stops(drain)
-            self._sweep_in(0)
-            self.journal.start()
-            if self.store.shared:
-                self._lease = self._new_lease()
-                self._lease.start()
+            # In nobody's context: it outlives whoever came first, and is no part of what is traced there.
+            Context().run(self._begin)
+
+    def _begin(self) -> None:
+        before_reactor_stops(drain)
+        self._sweep_in(0)
+        self.journal.start()
+        if self.store.shared:
+            self._lease = self._new_lease()
+            self._lease.start()
+        if not self._said_so:
+            self._said_so = True
+            host, pid = socket.gethostname(), os.getpid()
+            log.info("node_began", "node %(node)s is process %(pid)s of %(host)s", node=self.id, pid=pid, host=host)
 
     async def drain(self) -> None:
         """End all connections at once, as far as they own anything: their sockets are the server's to close."""
         ending = [member.end(abnormal=True) for member in list(self._members)]
         if ending:
-            await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
+            log.info(
+                "node_ends",
+                "the process ends, clearing what its %(connections)s connections own",
+                node=self.id,
+                connections=len(ending),
+            )
+            _, late = await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
+            if late:
+                log.warning(
+                    "node_ends_late",
+                    "what %(connections)s connections own was not cleared within %(seconds)s s of the end",
+                    node=self.id,
+                    connections=len(late),
+                    seconds=self.settings.shutdown_timeout,
+                )
             await self._writer.published()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.shutdown_timeout):
@@ -303,9 +346,15 @@ class Node:
         )
 
     async def _bury(self, peer: Peer) -> None:
-        changes = await self.store.bury(peer)
+        with span("bury", node=peer.node):
+            changes = await self.store.bury(peer)
         if changes:
-            logger.warning("node %s is dead, cleared %s of its entries", peer.node, len(changes))
+            log.warning(
+                "node_dead",
+                "node %(node)s is dead, cleared %(entries)s of its entries",
+                node=peer.node,
+                entries=len(changes),
+            )
         self._writer.publish(changes)
         self._sweep_in(0)  # what has a grace has a deadline now
 
@@ -323,11 +372,21 @@ class Node:
             await asyncio.sleep(random.random() * _JITTER)
             while self._restore_again:
                 self._restore_again = False
-                outcomes = await self._writer.put_ahead(lambda: belongings.restores(time.monotonic() * 1000))
-                failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
-                if failed or not await self._drop_strangers():
+                with span("write_back", node=self.id):
+                    outcomes = await self._writer.put_ahead(lambda: belongings.restores(time.monotonic() * 1000))
+                    failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
+                    failed = failed or not await self._drop_strangers()
+                if failed:
                     self._restore_again = True
                     await asyncio.sleep(_RETRY)
+                    continue
+                log.info(
+                    "written_back",
+                    "wrote back %(entries)s entries, %(lacking)s of which the store lacked",
+                    node=self.id,
+                    entries=len(outcomes),
+                    lacking=sum(bool(outcome.changes) for outcome in outcomes),
+                )
         finally:
             self._restoring = None
 
@@ -354,7 +413,7 @@ class Node:
             if self._sweep_timer.when() <= due:
                 return
             self._sweep_timer.cancel()
-        self._sweep_timer = loop.call_at(due, self._start_sweep)
+        self._sweep_timer = loop.call_at(due, self._start_sweep, context=Context())
 
     def _start_sweep(self) -> None:
         self._sweep_timer = None
@@ -375,7 +434,7 @@ class Node:
         except StoreUnavailable as error:
             self._store_trouble.met(error)
         except Exception:
-            logger.exception("sweeping failed, trying again in %s s", next_in)
+            log.exception("sweep_failed", "sweeping failed, trying again in %(seconds)s s", seconds=next_in)
         finally:
             self._sweeping = None
             self._sweep_in(next_in)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 from channels.db import aclose_old_connections, database_sync_to_async
 from django.utils.module_loading import import_string
 
+from . import log
 from .conf import SETTING, get_settings
 from .errors import NotConfigured, PermissionDenied
 
@@ -26,8 +26,6 @@ __all__ = [
     "get_policy",
     "require",
 ]
-
-logger = logging.getLogger("ephemeral_state")
 
 Decision: TypeAlias = bool | Awaitable[bool]
 Scope: TypeAlias = Mapping[str, Any]
@@ -174,7 +172,7 @@ async def require(decide: Callable[..., Decision], scope: Scope, *what: str) -> 
         allowed = await allows(decide, scope, *what)
     except Exception:
         # A client may have found a name that the policy stumbles over. It shall not find a way in, or out.
-        logger.exception("the policy failed, so the answer is no")
+        log.exception("policy_failed", "the policy failed, so the answer is no")
         allowed = False
         # It may have been a database connection that has died; an async policy has none closed before it is asked.
         await aclose_old_connections()

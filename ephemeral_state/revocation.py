@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from django.db import transaction
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
 from django.utils.crypto import constant_time_compare
 
+from . import log
 from .background import wait
 from .broadcast import find_layer
 from .conf import Settings, get_settings
@@ -32,8 +32,6 @@ __all__ = [
     "session_digest",
     "user_group",
 ]
-
-logger = logging.getLogger("ephemeral_state")
 
 REVOKE_MESSAGE_TYPE: Final = "ephemeral.revoke"
 _LAYER_TIMEOUT: Final = 2.0  # seconds
@@ -75,7 +73,12 @@ async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
         async with asyncio.timeout(_LAYER_TIMEOUT):
             await layer.group_add(group, channel)
     except Exception as error:
-        logger.warning("a revocation will not be heard at once, the channel layer does not answer: %r", error)
+        log.warning(
+            "revocation_deaf",
+            "a revocation will not be heard at once, the channel layer does not answer: %(error)s",
+            client=channel,
+            error=repr(error),
+        )
 
 
 async def leave(layer: BaseChannelLayer, group: str, channel: str) -> None:
@@ -83,7 +86,7 @@ async def leave(layer: BaseChannelLayer, group: str, channel: str) -> None:
         async with asyncio.timeout(_LAYER_TIMEOUT):
             await layer.group_discard(group, channel)
     except Exception as error:
-        logger.debug("leaving the group of a user failed, the layer will expire it: %r", error)
+        log.debug("leaving the group of a user failed, the layer will expire it: %r", error)
 
 
 # The user
@@ -228,4 +231,8 @@ async def _try_to_revoke(users: Iterable[object], session: str | None) -> None:
     try:
         await revoke(users, session=session)
     except EphemeralStateError as error:
-        logger.warning("changed rights cannot be told, each connection asks for itself later: %s", error)
+        log.warning(
+            "revocation_untold",
+            "changed rights cannot be told, each connection asks for itself later: %(error)s",
+            error=repr(error),
+        )

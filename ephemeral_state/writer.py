@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from channels.layers import BaseChannelLayer
 
+from . import log
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
 from .state import Change, Outcome, Write
 from .stores import Store
+from .tally import tally
 
-__all__ = ["Trouble", "Writer"]
-
-logger = logging.getLogger("ephemeral_state")
+__all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
@@ -34,7 +33,7 @@ class Writer:
         self,
         store: Store,
         layer: BaseChannelLayer,
-        trouble: Trouble,
+        trouble: log.Trouble,
         carried_out: Callable[[Sequence[Write], Sequence[Outcome]], None],
         told: Callable[[Sequence[Change]], None],
     ) -> None:
@@ -43,7 +42,8 @@ class Writer:
         self._store = store
         self._layer = layer
         self._store_trouble = trouble
-        self._layer_trouble = Trouble("publishing")
+        self._layer_trouble = log.Trouble("publishing_trouble", "publishing fails: %(error)s", "publishing works again")
+        self._tally = tally()
         self._carried_out = carried_out
         self._told = told
         self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
@@ -148,9 +148,11 @@ class Writer:
             self._store_trouble.met(error)
             raise
         except Exception as error:
-            logger.exception("the store failed in a way it should not")
+            log.exception("store_bug", "the store failed in a way it should not")
             raise StoreUnavailable("the store failed") from error
         self._store_trouble.over()
+        self._tally["batches"] += 1
+        self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
 
@@ -160,21 +162,3 @@ def _again(error: EphemeralStateError) -> EphemeralStateError:
     mine = type(error)(*error.args)
     mine.__cause__ = error.__cause__
     return mine
-
-
-class Trouble:
-    """Says it once when trouble begins and once when it is over, however often it is met."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._now = False
-
-    def met(self, error: Exception) -> None:
-        if not self._now:
-            logger.warning("%s fails: %r", self._what, error)
-        self._now = True
-
-    def over(self) -> None:
-        if self._now:
-            logger.warning("%s works again", self._what)
-        self._now = False

@@ -7,7 +7,9 @@ import asyncio
 import base64
 import importlib
 import inspect
+import io
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -38,6 +40,7 @@ from ephemeral_state import (
     conf,
     consumers,
     errors,
+    log,
     policy,
     protocol,
     signals,
@@ -257,14 +260,65 @@ def test_every_module_has_its_place_in_the_maps_of_the_design_and_of_the_package
     assert {name for line in lines for name in line.split(", ")} == modules
 
 
+def log_calls() -> Iterator[tuple[str, list[str], set[str]]]:
+    """What is called in `log`, its texts, and the names of its keywords."""
+    for call in (node for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.Call)):
+        match call.func:
+            case ast.Attribute(ast.Name("log"), verb) if verb != "debug":
+                yield verb, [text(each) for each in call.args], {each.arg or "**" for each in call.keywords}
+
+
+def text(node: ast.expr) -> str:
+    """A literal, with `{field}` for what is put in when it is said and `…` for what is put in before."""
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(
+        re.sub(r"%\((\w+)\)[s.0f]+", r"{\1}", part.value) if isinstance(part, ast.Constant) else "…" for part in parts
+    )
+
+
 def test_what_the_log_says_is_what_the_code_says():
-    listed = {(code(row[0])[0], row[1]) for row in rows(section(page("deployment.md"), "What the log says"))}
     levels = {"exception": "error", "error": "error", "warning": "warning", "info": "info"}
-    said = set()
-    for level, message in re.findall(r'logger\.(exception|error|warning|info)\(\s*"([^"]+)"', SOURCE):
-        for what in re.findall(r'\bTrouble\("([^"]+)"\)', SOURCE) if message.startswith("%s ") else [""]:
-            said.add((re.sub("%[rs]", "…", message.replace("%s", what, 1) if what else message), levels[level]))
-    assert listed == said
+    said = []
+    for verb, texts, keywords in log_calls():
+        event = texts[0]
+        if verb == "Trouble":
+            said.append((event, texts[1], "error" if "traceback" in keywords else "warning"))
+            said.append((f"{event}_over", texts[2], "warning"))
+        else:
+            said.append((event, texts[1], levels[verb]))
+            assert set(re.findall(r"\{(\w+)\}", texts[1])) <= keywords, texts
+    listed = [
+        (*code(row[0]), *code(row[1]), row[2]) for row in rows(section(page("deployment.md"), "What the log says"))
+    ]
+    assert sorted(listed) == sorted(said)
+    assert len({event for event, _, _ in said}) == len(said)
+    counted = [event for event, _, level in said if level != "info" and not event.endswith("_over")]
+    assert sorted(counted) == list(log.COUNTED)
+    assert SOURCE.count("getLogger") == 1, "everything is said through ephemeral_state.log"
+
+
+def test_the_log_as_lines_of_json():
+    (source,) = (block for block in blocks(page("deployment.md"), "python") if block.startswith("# logs.py"))
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(namespace["JsonLines"]())
+    log.logger.addHandler(handler)
+    try:
+        log.warning("node_dead", "node %(node)s is dead, cleared %(entries)s of its entries", node="ab", entries=3)
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            log.exception("store_bug", "the store failed in a way it should not")
+        log.logger.warning("from %s", "elsewhere")
+    finally:
+        log.logger.removeHandler(handler)
+    dead, bug, other = map(json.loads, stream.getvalue().splitlines())
+    assert (dead["event"], dead["node"], dead["entries"], dead["level"]) == ("node_dead", "ab", 3, "WARNING")
+    assert dead["message"] == "node ab is dead, cleared 3 of its entries"
+    assert "ZeroDivisionError" in bug["traceback"]
+    assert other["message"] == "from elsewhere"
 
 
 def test_every_system_check_is_in_the_reference_and_no_other():

@@ -14,7 +14,7 @@ from django.utils.http import urlencode
 
 from .. import api
 from ..conf import get_settings
-from ..node import connections_here
+from ..node import here
 from ..printing import json_object, preview, printable
 from ..state import Entry, Topic
 from ..stores import get_store
@@ -230,7 +230,7 @@ async def overview() -> dict[str, Any]:
     processes = {status.node: _process(status.info) for status in statuses}
     connections = sum(each["connections"] for each in leases if isinstance(each["connections"], int))
     if not store.shared:
-        connections = connections_here()
+        connections = here().connections
     busiest = sorted(topics, key=lambda each: -each[1])[:10]
     most = busiest[0][1] if busiest else 1
     return {

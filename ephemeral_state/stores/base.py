@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 
 from ..state import Change, Limits, Outcome, Page, Peer, Reason, Revision, Roll, Snapshot, Sweep, Topic, Write
 
-__all__ = ["History", "NodeStatus", "Owner", "Report", "Store", "Transition"]
+__all__ = ["KINDS", "History", "NodeStatus", "Owner", "Report", "Store", "Transition"]
 
 KINDS = ("set", "explicit", "disconnect", "expired")
 """What is counted: sets, and clears by reason."""
@@ -96,6 +96,11 @@ class Store(ABC):
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+
+    @property
+    def held(self) -> int:
+        """How many entries it keeps in the memory of this process. For any thread."""
+        return 0
 
     @abstractmethod
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:

@@ -95,6 +95,10 @@ class MemoryStore(Store):
     async def count(self) -> int:
         return self._count
 
+    @property
+    def held(self) -> int:
+        return self._count
+
     async def browse(
         self,
         *,

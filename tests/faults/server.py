@@ -111,7 +111,8 @@ class _Process:
 
 
 class Server(_Process):
-    """Serves an application of `tests.faults.asgi`. Connections wait in the kernel until it is up."""
+    """Serves an application of `tests.faults.asgi`, or of the module that is named with it. Connections wait in the
+    kernel until it is up."""
 
     port: int
 
@@ -120,7 +121,7 @@ class Server(_Process):
     ) -> None:
         super().__init__(settings, **environment)
         self._server = server
-        self._application = f"tests.faults.asgi:{application}"
+        self._application = application if ":" in application else f"tests.faults.asgi:{application}"
 
     def __enter__(self) -> Self:
         command = ("-m", "tests.faults.asgi", self._server, self._application)
