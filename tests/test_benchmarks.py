@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import churn, cursors, idle, plot, slow, steady, storm
+from benchmarks import churn, cursors, idle, metrics, plot, slow, steady, storm
 
 pytestmark = pytest.mark.skipif(not shutil.which("npm"), reason="the load generator needs Node and npm")
 
@@ -49,6 +49,14 @@ def test_steady_counts_every_delivery_and_can_be_drawn(run, tmp_path, capsys):
     capsys.readouterr()
     texts = ElementTree.parse(tmp_path / "benchmark-steady.svg").iter("{http://www.w3.org/2000/svg}text")
     assert {"ours, uvicorn, pubsub", "Socket.IO"} <= {text.text for text in texts}
+
+
+def test_what_is_scraped_delivers_as_much(run):
+    runs = run(metrics, "--layers", "memory")
+    assert runs.keys() == {"uvicorn memory ours without", "uvicorn memory ours", "uvicorn memory ours scraped"}
+    for name, result in runs.items():
+        assert result["delivered"] == result["expected"] == 20 * result["sent"], name
+        assert result["cpu_us_per_update"] > 0, name
 
 
 def test_cursors_end_where_they_were_left(run):

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from typing import Any
 
-import django
+_given = json.loads(os.environ["BENCHMARK"])
+if not _given["opentelemetry"]:
+    sys.modules["opentelemetry"] = None  # type: ignore[assignment] # cannot be imported from now on
+
+import django  # noqa: E402
 
 django.setup()
+
+if _given["metrics_port"]:
+    from opentelemetry import metrics
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from opentelemetry.sdk.metrics import MeterProvider
+    from prometheus_client import start_http_server
+
+    metrics.set_meter_provider(MeterProvider([PrometheusMetricReader()]))
+    start_http_server(_given["metrics_port"], addr="127.0.0.1")
 
 from ephemeral_state.consumers import EphemeralStateConsumer  # noqa: E402
 from ephemeral_state.policy import Policy  # noqa: E402

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from benchmarks.rooms.load import attack
@@ -100,10 +101,18 @@ def compare(title: str, fighters: Sequence[Contender], once: Callable[[Contender
     return Comparison(title, results)
 
 
-def run(script: str, contender: Contender, redis_url: str, *, timeout: float, **options: Any) -> Result:
-    """One run against a fresh server."""
+def run(
+    script: str,
+    contender: Contender,
+    redis_url: str,
+    *,
+    timeout: float,
+    beside: Callable[[Server], AbstractContextManager[None]] | None = None,
+    **options: Any,
+) -> Result:
+    """One run against a fresh server. `beside` is what goes on meanwhile."""
     dialect = "socketio" if contender.app == "socketio" else "frames"
-    with Server(contender, redis_url) as server:
+    with Server(contender, redis_url) as server, beside(server) if beside else nullcontext():
         result = attack(script, server, timeout=timeout, dialect=dialect, subscribe=contender.subscribe, **options)
         if log := server.log().strip():
             result["log"] = log[-2000:]

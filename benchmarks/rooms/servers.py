@@ -30,7 +30,8 @@ class Contender(NamedTuple):
     app: str
     """`ours`, `handwritten`, `bare`; on Node: `socketio`, `blast`."""
     variant: str = ""
-    """What its subscribers ask for: `batch`, `batch+rate`; "" for the plain stream."""
+    """What its subscribers ask for: `batch`, `batch+rate`; "" for the plain stream. Or what is done about
+    OpenTelemetry: `scraped`, a Prometheus endpoint; `without`, the package cannot be imported."""
 
     @property
     def name(self) -> str:
@@ -50,7 +51,15 @@ class Server:
         self.port = _free_port()
         self.url = f"ws://{_HOST}:{self.port}/"
         self._contender = contender
-        self._given = {"layer": contender.layer, "redis": redis_url, "prefix": unique_prefix()}
+        self._metrics_port = _free_port() if contender.variant == "scraped" else 0
+        self.metrics_url = f"http://{_HOST}:{self._metrics_port}/metrics"
+        self._given = {
+            "layer": contender.layer,
+            "redis": redis_url,
+            "prefix": unique_prefix(),
+            "metrics_port": self._metrics_port,
+            "opentelemetry": contender.variant != "without",
+        }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
         self._process: subprocess.Popen[bytes] | None = None
 
