@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from .errors import EphemeralStateError
 from .protocol import Ref, encode_error, encode_ok
 from .state import Outcome
+from .tally import tally
 
-__all__ = ["Answers"]
+__all__ = ["Answers", "encode_refusal"]
 
 _MOST: Final = 64  # sets of one client on their way; its next one waits until all of them are answered
 
@@ -60,9 +62,15 @@ class Answers:
                 outcome, ref = self._open[0]
                 error = (await outcome).error
                 self._open.popleft()
-                await self._send(encode_ok(ref) if error is None else encode_error(error, ref))
+                await self._send(encode_ok(ref) if error is None else encode_refusal(error, ref))
         except Exception as error:
             self._failed(error)
         finally:
             self._open.clear()
             self._giving = None
+
+
+def encode_refusal(error: EphemeralStateError, ref: Ref) -> str:
+    """The frame that says so to a client, which is counted."""
+    tally()["refused." + error.code] += 1
+    return encode_error(error, ref)

@@ -15,7 +15,7 @@ from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from . import log
-from .answers import Answers
+from .answers import Answers, encode_refusal
 from .conf import get_settings
 from .connection import Connection
 from .errors import (
@@ -387,9 +387,9 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         except NotConfigured as error:
             # The client can do nothing about it and shall not learn of it.
             log.error("not_configured", "a command cannot be carried out: %(error)s", error=str(error))
-            answer = _refusal(StoreUnavailable("the server cannot carry out commands"), ref)
+            answer = encode_refusal(StoreUnavailable("the server cannot carry out commands"), ref)
         except EphemeralStateError as error:
-            answer = _refusal(error, error.ref if ref is None else ref)
+            answer = encode_refusal(error, error.ref if ref is None else ref)
         if answer is not None:
             await self._answers.given()
             await self.send(answer)
@@ -471,7 +471,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                     if bucket.refusals >= TOO_MANY_REFUSALS:
                         return await self._cut_off(send)
                     ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": _refusal(error, ref)})
+                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": encode_refusal(error, ref)})
                     await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
 
         return limited
@@ -578,11 +578,6 @@ def _about(scope: Any) -> dict[str, object]:
         return {"user": user.get_username(), "user_id": str(user.pk)} if user.is_authenticated else {}
     except Exception:
         return {}
-
-
-def _refusal(error: EphemeralStateError, ref: Ref) -> str:
-    tally()["refused." + error.code] += 1
-    return encode_error(error, ref)
 
 
 def _frame(text: str) -> Any:

@@ -795,62 +795,64 @@ def test_the_overview_counts_and_draws(viewer):
 # A full store
 
 
+PAGES = ("", "live/", "?q=k099", "?topic=t1999", "?lifetime=connection", "overview/", "?namespace=n&topic=t0007")
+
+
 @pytest.mark.redis
 @pytest.mark.django_db
 def test_pages_stay_fast_and_redis_is_never_blocked_with_100_000_entries(settings):
     with RedisServer() as server:
-        settings.EPHEMERAL_STATE = {
-            "BACKEND": "ephemeral_state.stores.redis.RedisStore",
-            "OPTIONS": {"url": server.url, "timeout": 30},
-        }
         client = logged_in("view_entry", "delete_entry")
 
-        async def fill(first, last):
+        def use(prefix):
+            settings.EPHEMERAL_STATE = {
+                "BACKEND": "ephemeral_state.stores.redis.RedisStore",
+                "OPTIONS": {"url": server.url, "prefix": prefix, "timeout": 30},
+                "MAX_KEYS_PER_CLIENT": 1000,
+            }
+
+        async def fill(number):
             store = get_store()
-            for start in range(first, last, 250):
+            for start in range(0, number, 250):
                 writes = [
-                    Set(f"c{n % 997}", Topic("n", f"t{n % 2000:04}"), f"k{n:06}", b"x" * 50)
-                    for n in range(start, min(start + 250, last))
+                    Set(f"c{n % 997}", Topic("n", f"t{n % 2000:04}"), f"k{n:06}", b"x" * 50, ttl_ms=1_800_000)
+                    for n in range(start, min(start + 250, number))
                 ]
                 await store.apply(writes)
             await store.close()
 
-        def took(*urls):
-            """The best of several, in ms: what others do on this machine only adds to it."""
-            times = []
-            for _ in range(7):
-                start = time.perf_counter()
-                for url in urls:
-                    assert client.get(URL + url).status_code == 200
-                times.append((time.perf_counter() - start) * 1000)
-            return min(times)
+        for prefix, number in (("few", 100), ("many", 100_000)):
+            use(prefix)
+            asyncio.run(fill(number))
 
-        asyncio.run(fill(0, 100))
-        few = took("")
-        settings.EPHEMERAL_STATE = {**settings.EPHEMERAL_STATE, "MAX_KEYS_PER_CLIENT": 1000}
-        asyncio.run(fill(100, 100_000))
+        def get(url):
+            response = client.get(URL + url)
+            assert response.status_code == 200
+            return response.content.decode()
+
+        # The best of several, taken in turns: what others do on this machine only adds to it, and to both.
+        best = {"few": float("inf"), "many": float("inf")}
+        for _ in range(7):
+            for prefix in best:
+                use(prefix)
+                get("")
+                start = time.perf_counter()
+                get("")
+                best[prefix] = min(best[prefix], (time.perf_counter() - start) * 1000)
+        print(f"first page: {best['few']:.1f} ms with 100 entries, {best['many']:.1f} ms with 100 000")
+        assert best["many"] <= 2 * best["few"]
+
+        # What Redis calls slow counts the time that others had the processor. What is slow by itself is so each time.
         server.command("CONFIG", "SET", "slowlog-log-slower-than", 10_000)
-        everything = (
-            "",
-            "live/",
-            "?q=k099",
-            "?topic=t1999",
-            "?lifetime=connection",
-            "overview/",
-            "?namespace=n&topic=t0007",
-        )
-        many, slow = float("inf"), None
-        for _ in range(3):
-            # A machine that is busy makes anything slow now and then; what is slow by itself is slow each time.
+        slow_each_time = None
+        for _ in range(8):
             server.command("SLOWLOG", "RESET")
-            many = min(many, took(""))
-            took(*everything)
-            slow = server.command("SLOWLOG", "GET", 10)
-            if many <= 2 * few and not slow:
+            pages = [get(url) for url in PAGES]
+            slow = {tuple(command) for _, _, _, command, *_ in server.command("SLOWLOG", "GET", 1000)}
+            slow_each_time = slow if slow_each_time is None else slow_each_time & slow
+            if not slow_each_time:
                 break
-        print(f"first page: {few:.1f} ms with 100 entries, {many:.1f} ms with 100 000")
-        assert many <= 2 * few
-        assert not slow
-        html = page(client, URL + "overview/")
-        assert '<span class="number">100000</span> Entries' in html
-        assert '<span class="number">2000</span> Topics' in html
+        assert not slow_each_time
+        overview = pages[PAGES.index("overview/")]
+        assert '<span class="number">100000</span> Entries' in overview
+        assert '<span class="number">2000</span> Topics' in overview

@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from .process import ROOT, DemoProcess
-from .windows import chromium
+from .windows import chromium, windows
 
 pytestmark = pytest.mark.browser
 
@@ -136,6 +136,22 @@ async def test_filtering_opening_one_and_clearing_it_reaches_its_owner(demo: Dem
             await expect(page.locator(".messagelist")).to_contain_text("Cleared 1 live entry.")
             await page.goto(demo.url + "/admin/")
             await expect(page.locator("#recent-actions-module")).to_contain_text("demo:a › mine")
+
+
+async def test_what_is_cleared_is_gone_from_the_page_of_its_owner_and_from_those_of_others(demo: DemoProcess) -> None:
+    async with windows(demo, "Cleared", "Ada", "Grace") as (ada, grace):
+        await ada.sees("Ada", "Grace")
+        await grace.sees("Grace", "Ada")
+        browser = ada.page.context.browser
+        assert browser is not None
+        topic = await ada.page.locator("[data-topic]").get_attribute("data-topic")
+        async with logged_in(browser, demo, f"{LIST}?namespace=&topic={topic}") as page:
+            await expect(page.locator("tr[data-id]")).to_have_count(2)
+            await page.click("tr[data-id]:has(.field-payload:has-text('Grace')) .field-key a")
+            await page.click("text=Clear this entry")
+            await page.click("text=Yes, I’m sure")
+            await ada.sees("Ada")
+            await grace.sees("Ada")
 
 
 async def test_disconnecting_an_owner_closes_its_socket_with_the_code(demo: DemoProcess) -> None:
