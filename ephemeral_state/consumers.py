@@ -36,7 +36,6 @@ from .protocol import (
     Command,
     Ref,
     decode_command,
-    encode_error,
     encode_hello,
     encode_ok,
     encode_revoked,
@@ -49,7 +48,6 @@ from .protocol import (
 )
 from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
-from .tally import tally
 
 __all__ = [
     "UNTIL_DISCONNECT",
@@ -471,7 +469,9 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                     if bucket.refusals >= TOO_MANY_REFUSALS:
                         return await self._cut_off(send)
                     ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                    await self._ephemeral_lifecycle().send({"type": "websocket.send", "text": encode_refusal(error, ref)})
+                    await self._ephemeral_lifecycle().send(
+                        {"type": "websocket.send", "text": encode_refusal(error, ref)}
+                    )
                     await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
 
         return limited
