@@ -711,6 +711,14 @@ def test_the_page_of_an_entry_tells_its_last_transitions_also_when_it_is_gone(vi
     assert "This entry is gone." in html
     assert re.findall(r"kind-(\w+)\"", html) == ["explicit", "set", "set"]
     assert re.findall(r"<td><bdi>(ann|bob)</bdi></td>", html) == ["bob", "bob", "ann"]
+    assert re.findall(r">([a-z: ]+)</span>(?: from <bdi>(\w+)</bdi>)?</td>", html) == [
+        ("cleared: explicit", ""),
+        ("taken over", "ann"),
+        ("set", ""),
+    ]
+    api.set("room", "k", client="cid")  # of a key that was cleared, nobody is deprived
+    html = entry(viewer, "", "room", "k", "ann").content.decode()
+    assert html.count("taken over") == 1
 
 
 def test_a_link_that_is_garbage_leads_back_to_the_list(viewer):

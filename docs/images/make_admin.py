@@ -1,10 +1,14 @@
-"""Makes the pictures of the admin, with two demos on one Redis. Needs Chromium and playwright."""
+"""Makes the pictures of the admin, with two demos on one Redis. Needs Chromium and playwright.
+
+`make_admin.py [MINUTES]`: so long people come and go before, for the charts; by default 12.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -56,8 +60,23 @@ async def main() -> None:
                 browser = await playwright.chromium.launch(
                     executable_path=shutil.which("chromium"), args=list(ARGUMENTS)
                 )
+                await bustle(demos, 60 * float(sys.argv[1] if len(sys.argv) > 1 else 12))
                 await shoot(browser, *demos)
                 await browser.close()
+
+
+async def bustle(demos: list[DemoProcess], seconds: float) -> None:
+    """People come, type, stop or not, and leave: more and more of them, and then fewer."""
+    loop = asyncio.get_running_loop()
+    began, here, rng = loop.time(), [], random.Random(1)
+    while (passed := (loop.time() - began) / seconds) < 1:
+        crowd = 1 + round(8 * (1 - abs(2 * passed - 1)))
+        if len(here) < crowd:
+            here.append(await person(rng.choice(demos).url, "", f"Guest {rng.randrange(100)}", "demo:plan"))
+        elif here:
+            await here.pop(rng.randrange(len(here))).close()
+        await asyncio.sleep(rng.random() * 3)
+    await asyncio.gather(*(socket.close() for socket in here))
 
 
 async def shoot(browser: Browser, demo: DemoProcess, other: DemoProcess) -> None:
@@ -73,11 +92,15 @@ async def shoot(browser: Browser, demo: DemoProcess, other: DemoProcess) -> None
         ]
         await asyncio.sleep(3)  # the processes report once a second, and the pages ask every 1.5 s
         suffix = "-dark" if dark else ""
+        await page.reload()  # which processes one may choose from is known by now
         await page.wait_for_selector("[data-id]")
         await page.screenshot(path=HERE / f"admin-list{suffix}.png")
         await page.click("text=here:Ada")
         await page.wait_for_selector(".ephemeral-facts")
-        await page.screenshot(path=HERE / f"admin-entry{suffix}.png")
+        await page.screenshot(path=HERE / f"admin-entry{suffix}.png", full_page=True)
+        await page.click("text=Disconnect the owner…")
+        await page.wait_for_selector(".ephemeral-selection")
+        await page.screenshot(path=HERE / f"admin-confirm{suffix}.png")
         await page.goto(f"{demo.url}{LIST}overview/")
         await page.screenshot(path=HERE / f"admin-overview{suffix}.png", full_page=True)
         for socket in people:

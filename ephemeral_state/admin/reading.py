@@ -166,7 +166,7 @@ async def entry_page(identity: Identity) -> EntryPage:
     entries = await api.alist(topic.name, namespace=topic.namespace)
     history, statuses = await asyncio.gather(store.history(topic, identity.key), store.nodes())
     processes = {status.node: _process(status.info) for status in statuses}
-    transitions = [_transition(each, processes, shared=store.shared) for each in history.transitions]
+    transitions = _transitions(history.transitions, processes, shared=store.shared)
     entry = next((each for each in entries if each.key == identity.key), None)
     if entry is None:
         return EntryPage(None, "", "", "", None, transitions)
@@ -176,10 +176,25 @@ async def entry_page(identity: Identity) -> EntryPage:
     return EntryPage(row, *payload_pretty(entry.payload), row["age"], lease, transitions)
 
 
-def _transition(each: Transition, processes: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
+def _transitions(
+    history: Sequence[Transition], processes: Mapping[str, str], *, shared: bool, most: int | None = None
+) -> list[dict[str, Any]]:
+    """The last one first. Whose a key was before is known if the transition before is remembered."""
+    owners: dict[tuple[Topic, str], str] = {}
+    before = []
+    for each in reversed(history):
+        before.append(owners.pop((each.topic, each.key), ""))
+        if each.reason is None:
+            owners[each.topic, each.key] = each.client
+    pairs = list(zip(history, reversed(before), strict=True))[:most]
+    return [_transition(each, owner, processes, shared=shared) for each, owner in pairs]
+
+
+def _transition(each: Transition, before: str, processes: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
     identity = Identity(*each.topic, each.key, each.client)
     return identity.shown() | {
         "what": "set" if each.reason is None else each.reason,
+        "taken_from": printable(before, NAME_LENGTH) if each.reason is None and before != each.client else "",
         "ago": ago(each.age_ms / 1000),
         "process": processes.get(each.node, each.node) if shared else _this_process(),
         "url": short("entry/?" + _query(identity)),
@@ -262,7 +277,7 @@ async def overview() -> dict[str, Any]:
             }
             for topic, size in busiest
         ],
-        "transitions": [_transition(each, processes, shared=store.shared) for each in history.transitions[:15]],
+        "transitions": _transitions(history.transitions, processes, shared=store.shared, most=15),
     }
 
 
