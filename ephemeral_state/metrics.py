@@ -37,9 +37,10 @@ def _counted(**values: str) -> Mapping[str, float]:
     return {value: all_of_them[name] for name, value in values.items()}
 
 
-def _counted_under(beginning: str, values: Iterable[str]) -> Mapping[str, float]:
-    all_of_them = totals()
-    return {value: all_of_them[beginning + value] for value in values}
+def _counted_under(beginning: str, known: Iterable[str]) -> Mapping[str, float]:
+    """What it counts by names that begin so: those that are known beforehand, and what a project adds to them."""
+    found = {name.removeprefix(beginning): n for name, n in totals().items() if name.startswith(beginning)}
+    return dict.fromkeys(known, 0) | found
 
 
 def _lease_age() -> Mapping[str, float]:

@@ -118,20 +118,26 @@ def test_the_page_lists_every_span_and_no_other():
 
 
 def test_threads_count_without_losing_any_and_their_names_are_used_again():
-    before = totals()
-    for _ in range(3):
-        threads = [threading.Thread(target=lambda: [count() for _ in range(20_000)]) for _ in range(4)]
+    before, own = totals(), []
+    together = threading.Barrier(4)
 
-        def count():
+    def count():
+        together.wait()
+        own.append(tally())
+        for _ in range(20_000):
             tally()["tests"] += 1
 
+    for _ in range(3):
+        threads = [threading.Thread(target=count) for _ in range(4)]
         for thread in threads:
             thread.start()
         seen = [totals()["tests"] for _ in range(50)]
         for thread in threads:
             thread.join()
         assert seen == sorted(seen)
+        assert len({id(each) for each in own[-4:]}) == 4
     assert totals()["tests"] - before["tests"] == 3 * 4 * 20_000
+    assert len({id(each) for each in own}) < 12
 
 
 def test_a_child_begins_at_nothing():
