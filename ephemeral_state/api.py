@@ -154,7 +154,10 @@ async def abrowse(
     topic: str | None = None,
     search: str = "",
 ) -> Page:
-    """Live entries of all topics, page by page; see `Store.browse`."""
+    """Live entries of all topics, page by page; see `Store.browse`. Raises `ValueError` for a `limit` below 1, and for
+    a cursor that no page had."""
+    if not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
     with span("browse"):
         return await get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search)
 

@@ -174,6 +174,13 @@ async def test_browse_shows_all_topics_page_by_page():
     assert sorted(keys) == [f"k{n:02}" for n in range(25)]
 
 
+@pytest.mark.parametrize("limit", [0, -1, "10", 1.5, None])
+async def test_a_page_has_room_for_one_entry_at_least(limit):
+    await api.aset("t", "k")
+    with pytest.raises(ValueError, match=f"limit must be a whole number of at least 1, not {limit!r}"):
+        await api.abrowse(limit=limit)
+
+
 async def test_a_set_after_the_end_is_refused_and_a_clear_does_nothing():
     client = Client("c1")
     await client.connection.set(Topic("", "t"), "k")
