@@ -108,7 +108,7 @@ def named(text: str, language: str = "python", mark: str = "#") -> dict[str, str
     for block in blocks(text, language):
         found = re.match(rf"{mark} (\S+\.(?:py|js))\n", block)
         if found:
-            assert found[1] not in files or found[1] == "settings.py", f"two blocks are called {found[1]}"
+            assert found[1] not in files or found[1].endswith("settings.py"), f"two blocks are called {found[1]}"
             files[found[1]] = block
     return files
 
