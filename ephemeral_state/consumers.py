@@ -561,6 +561,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def _send_away(self) -> None:
         """The user is gone."""
+        if self._ephemeral_connection().ended:
+            return  # sent away already, or away by itself
         log.info(
             "user_gone",
             "the user of client %(client)s is gone, ending its connection with %(code)s",

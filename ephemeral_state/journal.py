@@ -46,6 +46,11 @@ class Journal:
         self._reporting: asyncio.Task[None] | None = None
         self._unsaid: deque[Change] = deque()
         self._saying: asyncio.Task[None] | None = None
+        self._slow = log.Trouble(
+            "signals_trouble",
+            "the receivers of signals are too slow, changes are not told to them",
+            "the receivers of signals have caught up, all changes are told to them",
+        )
 
     @property
     def busy(self) -> bool:
@@ -139,12 +144,7 @@ class Journal:
     def _say(self, changes: Sequence[Change]) -> None:
         room = _UNSAID - len(self._unsaid)
         if len(changes) > room:
-            lost = len(changes) - room
-            log.warning(
-                "signals_lost",
-                "the receivers of signals are too slow, %(changes)s changes were not told to them",
-                changes=lost,
-            )
+            self._slow.met()
         self._unsaid.extend(changes[:room])
         if self._saying is None and self._unsaid:
             self._saying = asyncio.get_running_loop().create_task(self._say_all())
@@ -159,6 +159,7 @@ class Journal:
                 self._unsaid.clear()
                 with suppress(Exception):  # send_robust has logged what receivers raise
                     await say(changes)
+            self._slow.over()
         finally:
             self._saying = None
             thread.shutdown(wait=False)

@@ -30,7 +30,7 @@ COUNTED: Final = (
     "revocation_deaf",
     "revocation_untold",
     "set_after_end",
-    "signals_lost",
+    "signals_trouble",
     "store_bug",
     "store_trouble",
     "sweep_failed",
@@ -80,13 +80,14 @@ class Trouble:
         self._traceback = traceback
         self._now = False
 
-    def met(self, error: Exception) -> None:
+    def met(self, error: Exception | None = None) -> None:
         """It is there, or there still."""
         _count(self._event)
         if not self._now:
             self._now = True
             level = logging.ERROR if self._traceback else logging.WARNING
-            _say(level, self._event, self._began, {"error": repr(error)}, traceback=self._traceback)
+            fields: dict[str, str | float] = {} if error is None else {"error": repr(error)}
+            _say(level, self._event, self._began, fields, traceback=self._traceback)
 
     def over(self) -> None:
         """All is well, or well again."""

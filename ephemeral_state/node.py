@@ -21,7 +21,7 @@ from . import log
 from .belongings import Belongings
 from .broadcast import find_layer
 from .conf import Settings, get_settings
-from .errors import StoreUnavailable
+from .errors import EphemeralStateError, StoreUnavailable
 from .hub import Hub
 from .journal import Journal
 from .lease import Lease
@@ -98,12 +98,14 @@ class Here(NamedTuple):
 def here() -> Here:
     """As it is now. For any thread."""
     with _nodes_lock:
-        nodes = list(_nodes.values())
-    owned = sum(len(node._belongings or ()) for node in nodes)
+        nodes = [node for loop, node in _nodes.items() if not loop.is_closed()]
+    held = 0
+    with suppress(EphemeralStateError):  # a store that cannot be made has nothing
+        held = get_store().held
     ages = [time.monotonic() - lease.renewed_at for node in nodes if (lease := node._lease) is not None]
     return Here(
         sum(len(node._members) for node in nodes),
-        owned + sum(store.held for store in {node.store for node in nodes}),
+        held + sum(len(node._belongings or ()) for node in nodes),
         sum(node.hub.topics for node in nodes),
         max(ages, default=None),
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import threading
 import uuid
@@ -29,7 +30,7 @@ from ephemeral_state.policy import Policy
 from .live.app import KINDS
 from .live.peer import Peer
 from .live.server import until
-from .waiting import settle
+from .waiting import events, settle
 
 ALL = ["async", "async-json", "async-raw", "sync", "sync-json", "sync-raw"]
 BOTH = ["async", "sync"]
@@ -518,7 +519,10 @@ async def test_too_many_frames_are_refused_with_their_ref_and_served_again_later
         assert await obeyed(client, "set", topic, 9, key="9") == "ok"
 
 
-async def test_the_hundredth_refusal_in_a_row_ends_the_connection_and_clears(limited: Any, topic: str) -> None:
+async def test_the_hundredth_refusal_in_a_row_ends_the_connection_and_clears(
+    limited: Any, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ephemeral_state")
     client = limited(MAX_FRAME_BURST=5, MAX_FRAMES_PER_SECOND=1)
     async with client:
         assert await obeyed(client, "set", topic, 1, key="k", ttl_ms=None) == "ok"
@@ -529,6 +533,7 @@ async def test_the_hundredth_refusal_in_a_row_ends_the_connection_and_clears(lim
         client.arrive("websocket.receive", bytes=b"the hundredth")
         await client.ended()
     assert closed_with(client) == [4008]
+    assert [event for event in events(caplog) if event != "node_began"] == ["client_too_fast"]
     assert await api.alist(topic) == []
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -13,7 +14,7 @@ from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
 from ephemeral_state.errors import InvalidTTL, NotConfigured
 from ephemeral_state.protocol import PING, encode_grace, encode_set, is_pong
 
-from .waiting import settle, until
+from .waiting import events, settle, until
 
 
 class Consumer(EphemeralStateMixin, AsyncWebsocketConsumer):
@@ -68,7 +69,8 @@ async def keys():
     return [entry.key for entry in await api.alist("t")]
 
 
-async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_ended(monkeypatch):
+async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_ended(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "ephemeral_state")
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
     client = Client(Pinging())
     await until(lambda: PING in client.texts)
@@ -76,6 +78,7 @@ async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_ended(mo
     assert await keys() == []
     assert Pinging.ended == 1006
     assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+    assert events(caplog) == ["node_began", "client_silent"]
 
 
 async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monkeypatch):
@@ -109,7 +112,10 @@ async def set_much(text):
 
 
 @pytest.mark.parametrize("speaks", [True, False])
-async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_though_it_is_there(monkeypatch, speaks):
+async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_though_it_is_there(
+    monkeypatch, caplog, speaks
+):
+    caplog.set_level(logging.INFO, "ephemeral_state")
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
     monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)
     client = Client(Following())
@@ -121,6 +127,7 @@ async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_th
         await asyncio.sleep(0.02)
     assert sum(map(len, client.texts)) < 2_000_000
     assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+    assert events(caplog) == ["node_began", "client_stuck"]
     assert "k" not in await keys()
     await api.aclear("t", "much")
 

@@ -17,7 +17,7 @@ from ephemeral_state.stores.memory import MemoryStore
 
 from .lossy import LossyLayer
 from .redis_server import RedisServer
-from .waiting import settle, until
+from .waiting import events, settle, until
 
 TOPIC = Topic("", "room")
 
@@ -456,6 +456,7 @@ async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_
     ]
     rig.store.revisions = revisions
     await until(lambda: "lost" in clients[0].view)
+    await until(lambda: events(caplog) == ["comparing_trouble", "comparing_trouble_over"])
     await rig.hub.stop()
 
 
@@ -551,6 +552,7 @@ async def test_messages_that_cannot_be_read_are_ignored_and_what_they_said_is_re
     await rig.layer.group_send(group_name(*TOPIC), {"type": "ephemeral.events", "version": 99})
     await until(lambda: "k" in client.view)
     assert "version 99" in caplog.text
+    assert events(caplog) == ["message_ignored"]
 
 
 async def test_stopping_leaves_no_task_and_no_group():

@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import logging
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from ephemeral_state import api, log, metrics, tracing
+from ephemeral_state import api, metrics, tracing
 from ephemeral_state.connection import Connection
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.delivery import Direct
@@ -34,8 +33,11 @@ from .waiting import until
 ROOM = Topic("", "room")
 
 
+STATES = {each.name for each in metrics.INSTRUMENTS if each.kind != "counter"}
+
+
 class Metrics:
-    """What a provider of the project reads, and what has changed since it was made."""
+    """What a provider of the project reads."""
 
     def __init__(self, monkeypatch):
         self._reader = InMemoryMetricReader()
@@ -55,9 +57,10 @@ class Metrics:
         return found
 
     def more(self):
-        """Without what is 0."""
-        changed = {key: value - self._before.get(key, 0) for key, value in self.read().items()}
-        return {key: value for key, value in changed.items() if value}
+        """What is there now, and what was counted since the beginning; without what is 0."""
+        found = self.read()
+        changed = {key: n if key[0] in STATES else n - self._before.get(key, 0) for key, n in found.items()}
+        return {key: n for key, n in changed.items() if n}
 
     def end(self):
         self._provider.shutdown()
@@ -226,42 +229,6 @@ async def test_refused_commands_are_counted_by_code(measured, settings):
     counted = {code: n for (name, code), n in measured.more().items() if name == "refusals"}
     assert counted == {code: codes.count(code) for code in codes}
     assert set(codes) == {"bad_frame", "forbidden", "rate_limited"}
-
-
-# The log
-
-
-def test_a_line_has_a_name_and_fields_says_where_it_comes_from_and_is_counted(caplog):
-    before = totals()
-    caplog.set_level(logging.INFO, "ephemeral_state")
-    log.info("node_began", "node %(node)s is process %(pid)s", node="ab", pid=3)
-    log.warning("lease_lost", "100 % lost")
-    trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
-    for _ in range(3):
-        trouble.met(ValueError("no"))
-    trouble.over()
-    trouble.over()
-    try:
-        raise KeyError
-    except KeyError:
-        log.exception("store_bug", "the store failed")
-    said = [(record.event, record.levelname, record.getMessage()) for record in caplog.records]
-    assert said == [
-        ("node_began", "INFO", "node ab is process 3"),
-        ("lease_lost", "WARNING", "100 % lost"),
-        ("store_trouble", "WARNING", "the store fails: ValueError('no')"),
-        ("store_trouble_over", "WARNING", "the store works again"),
-        ("store_bug", "ERROR", "the store failed"),
-    ]
-    assert (caplog.records[0].node, caplog.records[0].pid) == ("ab", 3)
-    assert caplog.records[-1].exc_info[0] is KeyError
-    assert {record.filename for record in caplog.records} == {"test_metrics.py"}
-    counted = totals() - before
-    assert {name: n for name, n in counted.items() if name.startswith("error.")} == {
-        "error.lease_lost": 1,
-        "error.store_trouble": 3,
-        "error.store_bug": 1,
-    }
 
 
 # Spans

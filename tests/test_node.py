@@ -19,7 +19,7 @@ from ephemeral_state.stores.redis import RedisStore
 
 from .lossy import LossyLayer
 from .redis_server import RedisServer
-from .waiting import settle, until
+from .waiting import events, settle, until
 
 TOPIC = Topic("", "t")
 MEMBER = object()
@@ -197,6 +197,7 @@ async def test_what_must_be_done_is_done_when_the_store_is_back_and_the_log_says
         "the store fails: StoreUnavailable('the store is down')",
         "the store works again",
     ]
+    assert events(caplog) == ["store_trouble", "store_trouble_over"]
 
 
 async def test_a_clear_that_is_owed_never_removes_a_later_set(node, monkeypatch):
@@ -245,6 +246,7 @@ async def test_a_layer_that_fails_does_not_fail_the_write_and_the_log_says_it_on
         "publishing fails: ConnectionError('the layer is down')",
         "publishing works again",
     ]
+    assert events(caplog) == ["publishing_trouble", "publishing_trouble_over"]
 
 
 class SlowLayer(LossyLayer):
@@ -330,6 +332,7 @@ async def test_a_store_with_a_bug_answers_with_unavailable_and_stays_usable(node
     node.store.apply = apply
     await node.write(Set("c", TOPIC, "k"))
     assert "ZeroDivisionError" in caplog.text
+    assert events(caplog) == ["store_bug"]
 
 
 async def test_waiting_for_a_loop_inside_a_loop_is_refused_at_once():

@@ -1,4 +1,4 @@
-"""Waiting for conditions, never for time."""
+"""Waiting for conditions, never for time; and what has been said meanwhile."""
 
 import asyncio
 import time
@@ -17,3 +17,8 @@ async def settle():
     """Let everything that is ready to run, run."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+def events(caplog):
+    """The names of the lines that our log has said, in their order."""
+    return [record.event for record in caplog.records if hasattr(record, "event")]

@@ -31,6 +31,16 @@ print("metrics on", serve_metrics(int(os.environ["FIRST"])), flush=True)
 from tests.faults.asgi import application
 """
 
+SAID = {
+    "node_began": r"node \w{16} is process \d+ of \S+",
+    "node_dead": r"node \w{16} is dead, cleared 6 of its entries",
+    "store_trouble": r"the store fails: .*",
+    "store_trouble_over": r"the store works again",
+    "lease_lost": r"the lease was lost, writing back what this process owns",
+    "written_back": r"wrote back 5 entries, 5 of which the store lacked",
+}
+"""What the log of the process that lives on tells of it."""
+
 
 class Metered:
     """Servers of a cluster, each with its metrics."""
@@ -41,7 +51,11 @@ class Metered:
         (folder / "metered.py").write_text(ASGI)
         with socket.create_server(("127.0.0.1", 0)) as probe:
             first = probe.getsockname()[1]
-        self._environment = {"PYTHONPATH": os.pathsep.join([str(folder), "."]), "FIRST": str(first)}
+        self._environment = {
+            "PYTHONPATH": os.pathsep.join([str(folder), "."]),
+            "FIRST": str(first),
+            "LOG_LEVEL": "INFO",
+        }
         self._ports: dict[Server, int] = {}
 
     async def start(self) -> Server:
@@ -117,6 +131,8 @@ async def test_prometheus_sees_what_processes_do_and_what_happens_to_them(redis_
         await asyncio.to_thread(redis_server.start)
         await metered.sees(one, lambda now: now["lease_age_seconds"] < 1 and now["errors_total lease_lost"] == 1)
         assert metered.read(one)["entries"] == 5
+        for event, line in SAID.items():
+            await until(lambda event=event, line=line: re.search(f"ephemeral_state: {line}\n", one.log()), 10)
         await here.settle(5)
         assert len(watchers[0].views["room"].entries) == 5
 
