@@ -8,6 +8,7 @@ import pytest
 
 from ephemeral_state.state import Clear, Drop, Limits, Peer, Restore, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
+from ephemeral_state.stores.redis_wire import read_buried
 from tests.redis_server import RedisServer
 
 from .world import ROOM, World, runs
@@ -128,13 +129,48 @@ async def test_a_funeral_that_was_interrupted_is_finished_by_whoever_comes_by(sh
 
 
 @runs
+async def test_a_funeral_goes_on_without_those_who_have_come_back_meanwhile(shared: World) -> None:
+    await beat(shared, "n")
+    change = await shared.changes(*(Set(client, ROOM, client, b"", None, "n") for client in ("back", "gone")))
+    shared.advance(20_000)
+    peer = (await beat(shared, "other"))["n"]
+    store = shared.store
+    run = store._run  # type: ignore[attr-defined]
+
+    async def wakes(script: object, number: int, until: float, *args: object) -> bytes:
+        if b"clear" in args:
+            store._run = run  # type: ignore[attr-defined]
+            shared.advance(10)
+            stamp = Revision(change[0].epoch, change[0].revision)
+            await shared.changes(Restore("back", ROOM, "back", b"", None, "n", stamp))
+            await shared.changes(Set("new", ROOM, "new", b"", None, "n"))
+        return bytes(await run(script, number, until, *args))
+
+    store._run = wakes  # type: ignore[attr-defined]
+    assert [(change.client_id, change.reason) for change in await store.bury(peer)] == [("gone", "disconnect")]
+    assert await shared.keys() == ["back", "new"]
+
+
+@runs
 async def test_a_dead_node_with_more_entries_than_one_script_removes_is_cleared_whole(shared: World) -> None:
     await beat(shared, "dead")
     for client in range(10):
         await shared.changes(*(Set(f"c{client}", ROOM, f"{client}/{n}", b"", None, "dead") for n in range(200)))
     shared.advance(20_000)
-    assert len(await shared.store.bury((await beat(shared, "alive"))["dead"])) == 2000
-    assert await shared.store.count() == 0
+    peer = (await beat(shared, "alive"))["dead"]
+    store = shared.store
+    run, removed = store._run, []  # type: ignore[attr-defined]
+
+    async def counted(script: object, number: int, until: float, *args: object) -> bytes:
+        data = bytes(await run(script, number, until, *args))
+        if b"clear" in args:
+            removed.append(len(read_buried(data)[1]))
+        return data
+
+    store._run = counted  # type: ignore[attr-defined]
+    assert len(await store.bury(peer)) == sum(removed) == 2000
+    assert max(removed) <= 400  # while one script runs, nobody else gets anything from Redis
+    assert await store.count() == 0
 
 
 @runs
