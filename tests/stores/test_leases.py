@@ -229,19 +229,37 @@ async def test_a_client_that_left_is_not_at_home_any_more(shared: World) -> None
     assert await shared.keys() == ["k"]
 
 
+def lose_everything(prefix: str, redis_url: str) -> None:
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        for key in client.scan_iter(match=f"{{{prefix}:*"):
+            client.delete(key)
+
+
+@runs
+async def test_what_was_lost_comes_back_to_a_topic_that_others_use_already(
+    shared: World, prefix: str, redis_url: str
+) -> None:
+    changes = await shared.changes(*(Set("c", ROOM, key, b"", None, "n") for key in ("lost", "taken")))
+    stamps = {change.key: Revision(change.epoch, change.revision) for change in changes}
+    lose_everything(prefix, redis_url)
+    shared.advance(1)
+    await shared.changes(Set("d", ROOM, "taken", b"", None, "m"))
+    await shared.changes(*(Restore("c", ROOM, key, b"", None, "n", stamp) for key, stamp in stamps.items()))
+    assert await owners(shared) == {"lost": "c", "taken": "d"}
+    assert not await shared.changes(Restore("c", ROOM, "lost", b"", None, "n", stamps["lost"]))
+
+
 @runs
 async def test_a_store_that_lost_everything_says_so_by_its_generation(
     shared: World, prefix: str, redis_url: str
 ) -> None:
-    import redis
-
     await shared.set("c", "k")
     before = await shared.store.snapshot(ROOM)
     await shared.set("c", "l")
     assert (await shared.store.snapshot(ROOM)).generation == before.generation > 0
-    with redis.Redis.from_url(redis_url) as client:
-        for key in client.scan_iter(match=f"{{{prefix}:*"):
-            client.delete(key)
+    lose_everything(prefix, redis_url)
     shared.advance(1)
     assert (await shared.store.snapshot(ROOM)).generation == 0
     await shared.set("c", "k")
