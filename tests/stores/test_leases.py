@@ -220,6 +220,18 @@ async def test_what_a_woken_node_writes_back_survives_its_own_funeral(shared: Wo
 
 
 @runs
+async def test_what_came_back_after_a_funeral_and_was_cleared_then_does_not_come_back_again(shared: World) -> None:
+    await beat(shared, "n")
+    (change,) = await shared.changes(Set("c", ROOM, "k", b"", None, "n"))
+    shared.advance(20_000)
+    await shared.store.bury((await beat(shared, "other"))["n"])
+    restore = Restore("c", ROOM, "k", b"", None, "n", Revision(change.epoch, change.revision))
+    assert len(await shared.changes(restore)) == 1
+    await shared.clear("c", "k")
+    assert not await shared.changes(restore)
+
+
+@runs
 async def test_a_client_that_left_is_not_at_home_any_more(shared: World) -> None:
     await beat(shared, "n")
     await shared.changes(Set("c", ROOM, "k", b"", None, "n"), Drop("c"))
