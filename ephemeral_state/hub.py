@@ -264,14 +264,15 @@ class Hub:
     async def _read(self, feed: _Feed) -> None:
         """Read snapshots until the replica equals the store as far as anybody can know."""
         while True:
-            asked_at = feed.replica.asking()
+            asked_at, asked = feed.replica.asking(), _now()
             snapshot = await self._store.snapshot(feed.topic)
             if feed.must_wait_for(snapshot, asked_at):
                 await asyncio.sleep(feed.patient_until - time.monotonic())
                 continue
             if asked_at == feed.replica.revision:
                 feed.doubted = False
-            self._tell(feed, feed.replica.reset(snapshot, asked_at, _now()))
+            now = _now()
+            self._tell(feed, feed.replica.reset(snapshot, asked_at, now, now - asked))
             if not feed.replica.behind and not feed.doubted:
                 return
             await asyncio.sleep(_PATIENCE)

@@ -11,6 +11,7 @@ from .state import Entry, Reason, Revision, Snapshot, Topic
 __all__ = ["Replica"]
 
 _NOTHING = Revision(0, 0)
+_ROUNDING = 1.0  # ms that are cut off the time that an entry has left
 
 
 class Replica:
@@ -53,12 +54,15 @@ class Replica:
         self._early.clear()
         return self.revision
 
-    def reset(self, snapshot: Snapshot, asked_at: Revision, now: float) -> list[Event]:
+    def reset(self, snapshot: Snapshot, asked_at: Revision, now: float, took: float = 0.0) -> list[Event]:
         """Become the snapshot; return the difference. Where this replica has come further since `asking`,
-        the snapshot may be the older of the two and is not used. Ask again while `behind`."""
+        the snapshot may be the older of the two and is not used. Ask again while `behind`.
+
+        `took`: ms since `asking`. The snapshot may be as old, and show what has expired by now.
+        """
         if asked_at != self.revision:
             return []
-        heard = self._difference(snapshot, now)
+        heard = self._difference(snapshot, now, took)
         self._ready = True
         if snapshot.revision == _NOTHING:
             # Keep the revision: what was sent in that epoch and comes yet is old. And nothing here tells
@@ -113,7 +117,7 @@ class Replica:
         self.revision = Revision(self.revision.epoch, self.revision.revision + len(events))
         return heard
 
-    def _difference(self, snapshot: Snapshot, now: float) -> list[Event]:
+    def _difference(self, snapshot: Snapshot, now: float, took: float) -> list[Event]:
         self.version += 1
         there = {entry.key: entry for entry in snapshot.entries}
         heard = []
@@ -126,6 +130,8 @@ class Replica:
             heard.append(Event(key, held.client_id, b"", reason, 0, text, snapshot.revision))
         for key, entry in there.items():
             before = self._held.get(key)
+            if before is not None and before.expired_since(entry, now, took):
+                continue  # told long ago, and whoever has joined since its deadline need not hear of it
             known = before if before is not None and before.is_live(now) else None
             deadline = None if entry.expires_in_ms is None else now + entry.expires_in_ms
             self._held[key] = _Held(entry.client_id, entry.payload, deadline)
@@ -145,6 +151,14 @@ class _Held(NamedTuple):
 
     def is_live(self, now: float) -> bool:
         return self.deadline is None or now < self.deadline
+
+    def expired_since(self, entry: Entry, now: float, took: float) -> bool:
+        """The entry, read up to `took` ms ago, is this one with the same deadline, and by now that is over."""
+        if self.deadline is None or now < self.deadline or entry.expires_in_ms is None:
+            return False
+        # Counted from the question, the store's deadline seems early; counted from when it was heard of, late.
+        unmoved = now - took + entry.expires_in_ms <= self.deadline + _ROUNDING
+        return unmoved and self[:2] == (entry.client_id, entry.payload)
 
     def entry(self, topic: Topic, key: str, now: float) -> Entry:
         left = None if self.deadline is None else int(self.deadline - now)

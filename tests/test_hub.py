@@ -313,6 +313,25 @@ async def test_a_lost_message_in_the_middle_is_repaired_when_the_next_one_comes(
     await until(lambda: owners(client) == {"lost": "c", "heard": "c"})
 
 
+async def test_what_expires_while_the_store_answers_is_not_told_once_more(rig):
+    client, asked = Client(), asyncio.Event()
+    await rig.hub.follow(TOPIC, client.delivery)
+    snapshot, ttl_ms = rig.store.snapshot, 400
+
+    async def answers_late(topic):
+        answer = await snapshot(topic)
+        asked.set()
+        await asyncio.sleep(ttl_ms / 1000)
+        return answer
+
+    rig.store.snapshot = answers_late
+    await rig.write(Set("c", TOPIC, "typing", ttl_ms=ttl_ms))
+    await rig.write(Set("c", TOPIC, "lost"), tell=False)
+    await until(lambda: "lost" in client.view)
+    assert asked.is_set()
+    assert [f["key"] for f in client.frames if f["_orama"] == "ephemeral.set"] == ["typing", "lost"]
+
+
 async def test_one_repair_serves_every_subscriber(rig):
     reads = 0
     snapshot = rig.store.snapshot

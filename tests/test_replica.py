@@ -1,7 +1,10 @@
 """Whatever a channel layer does to messages, a replica that may ask for a snapshot ends equal to the store,
 and every subscriber that applies what it is told ends equal to the replica."""
 
+import heapq
 import random
+from collections import Counter
+from itertools import count
 
 import pytest
 
@@ -171,6 +174,22 @@ def test_whoever_has_joined_since_the_deadline_is_told_of_what_lives_on():
     assert (event.key, event.reason, event.same_owner, event.fresh) == ("k", None, False, False)
 
 
+def test_what_has_expired_while_the_store_answered_is_not_told_once_more():
+    copy = replica(1, 1, k=b"")
+    assert copy.reset(snapshot(1, 2, k=b""), copy.asking(), now=1500, took=1500) == []
+    assert copy.entries(now=1500) == []
+    (event,) = copy.apply(batch(1, 3, clear_event("k", "expired")), now=1501)
+    assert event.reason == "expired"
+
+
+def test_what_was_set_again_is_told_however_long_the_store_took_to_answer():
+    copy = replica(1, 1, same=b"1", changed=b"1")
+    events = copy.reset(snapshot(1, 3, same=b"1", changed=b"2"), copy.asking(), now=1500, took=400)
+    assert [(e.key, e.payload, e.fresh) for e in events] == [("same", b"1", False), ("changed", b"2", False)]
+    (event,) = copy.reset(snapshot(1, 4, same=b"1", changed=b"3"), copy.asking(), now=9000, took=8000)
+    assert event.payload == b"3"
+
+
 class _Subscriber:
     """A client that applies what it is told and is strict about it."""
 
@@ -242,3 +261,98 @@ def test_every_view_ends_equal_after_loss_reordering_and_duplication(chunk):
         assert {e.key: (e.client_id, e.payload) for e in copy.entries(0)} == truth, f"seed {seed}"
         assert quick.view == truth, f"seed {seed}"
         assert slow.view == truth, f"seed {seed}"
+
+
+class _Late:
+    """A store whose entries expire, a replica, and subscribers, with time between question, look and answer."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.copy = Replica(TOPIC)
+        self.stored = {}
+        self.revision = 0
+        self.sets = Counter()
+        self.subscribers = []
+        self.numbers = count()
+        self.agenda = []
+        self.asking = False
+
+    def at(self, when, what, *arguments):
+        heapq.heappush(self.agenda, (when, next(self.numbers), what, arguments))
+
+    def run(self, until):
+        while self.agenda and self.agenda[0][0] < until:
+            now, _, what, arguments = heapq.heappop(self.agenda)
+            what(now, *arguments)
+
+    def soon(self, now):
+        return now + self.rng.choice((0, 1, 5, 50, 500)) * self.rng.random()
+
+    def set(self, now):
+        key, ttl = self.rng.choice("ab"), self.rng.choice((20, 100, 400))
+        payload = b"%d" % next(self.numbers)
+        if key in self.stored and self.rng.random() < 0.3:
+            payload = self.stored[key][0]  # the same once more, for longer
+        self.sets[payload] += 1
+        self.stored[key] = payload, now + ttl
+        self.change(now, set_event(key, payload, expires_in_ms=ttl))
+
+    def sweep(self, now):
+        for key in [key for key, (_, deadline) in self.stored.items() if deadline <= now]:
+            del self.stored[key]
+            self.change(now, clear_event(key, "expired"))
+
+    def change(self, now, event):
+        self.revision += 1
+        if self.rng.random() < 0.7:
+            self.at(self.soon(now), self.arrive, batch(1, self.revision, event))
+
+    def arrive(self, now, batch):
+        self.tell(self.copy.apply(batch, now))
+
+    def ask(self, now):
+        if self.asking:  # as a hub does, one after the other
+            return
+        self.asking = True
+        self.at(self.soon(now), self.look, self.copy.asking(), now)
+
+    def look(self, now, asked_at, asked):
+        self.at(self.soon(now), self.answer, self.snapshot(now), asked_at, asked)
+
+    def snapshot(self, now):
+        live = [(key, *held) for key, held in sorted(self.stored.items()) if now < held[1]]
+        entries = [Entry(TOPIC, key, "c", payload, int(deadline - now)) for key, payload, deadline in live]
+        return Snapshot(TOPIC, Revision(1, self.revision), entries)
+
+    def answer(self, now, answer, asked_at, asked):
+        self.asking = False
+        self.tell(self.copy.reset(answer, asked_at, now, now - asked))
+
+    def join(self, now):
+        view = {entry.key: entry.payload for entry in self.copy.entries(now)}
+        self.subscribers.append((view, Counter(view.values())))
+
+    def tell(self, events):
+        for event in events:
+            for view, heard in self.subscribers:
+                if event.reason is None:
+                    view[event.key] = event.payload
+                    heard[event.payload] += 1
+                else:
+                    view.pop(event.key, None)
+
+
+@pytest.mark.parametrize("chunk", range(10))
+def test_nothing_is_told_more_often_than_it_was_set_however_late_the_store_answers(chunk):
+    for seed in range(chunk * 100, chunk * 100 + 100):
+        rng = random.Random(seed)
+        late = _Late(rng)
+        late.ask(0)
+        for _ in range(60):
+            late.at(rng.random() * 3000, rng.choice((late.set, late.set, late.sweep, late.ask, late.join)))
+        late.run(until=3000)
+        live = late.snapshot(3000)
+        late.tell(late.copy.reset(live, late.copy.asking(), 3000))
+        for view, heard in late.subscribers:
+            assert heard <= late.sets, f"seed {seed}"
+            assert view == {entry.key: entry.payload for entry in live.entries}, f"seed {seed}"

@@ -2,6 +2,7 @@
 
 python -m tests.faults.convergence --seconds 20
 python -m tests.faults.convergence --operations 1000000 --seconds 3600
+python -m tests.faults.convergence --seconds 60 --freezes 0.3
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -34,6 +36,7 @@ KEYS = [f"k{n}" for n in range(8)] + [f"t{n}" for n in range(4)]
 """Few, so that clients take them from each other all the time. Those that begin with "t" expire."""
 TTLS = (0.05, 0.3, 1.0)  # seconds
 SUBSCRIPTIONS = 2  # per socket
+FROZEN = 1.0  # seconds, too short to be taken for dead
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Plan:
     layer: str = "lossy pubsub"
     cuts: float = 0.0
     """Seconds between moments when Redis hangs up on everybody; 0: it never does."""
+    freezes: float = 0.0
+    """Seconds between moments when one process is frozen for up to `FROZEN`; 0: none ever is."""
     pause: float = 0.0
     """Seconds between a socket's frames. `channels_redis.core` carries some hundred messages a second to a process;
     beyond that views follow the store by the beacon alone."""
@@ -99,16 +104,16 @@ async def converge(plan: Plan, url: str, progress: bool = False) -> Report:
         ]
         store = RedisStore(Limits(), url=url, prefix=prefix, timeout=30)
         try:
-            return await _Run(plan, [server.url for server in servers], store, url).run(progress)
+            return await _Run(plan, servers, store, url).run(progress)
         finally:
             await store.close()
 
 
 class _Run:
-    def __init__(self, plan: Plan, urls: list[str], store: RedisStore, url: str) -> None:
+    def __init__(self, plan: Plan, servers: list[Server], store: RedisStore, url: str) -> None:
         self.plan = plan
         self.url = url
-        self.urls = urls
+        self.servers = servers
         self.store = store
         self.report = Report(plan.seed)
         # Each topic is followed by as many sockets as there are processes, on the average.
@@ -123,6 +128,8 @@ class _Run:
         beside = [asyncio.create_task(self._progress(started))] if progress else []
         if self.plan.cuts:
             beside.append(asyncio.create_task(self._cut()))
+        if self.plan.freezes:
+            beside.append(asyncio.create_task(self._freeze()))
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(self.plan.sockets):
@@ -145,9 +152,10 @@ class _Run:
         # One in turn, so that every topic has its followers, in all processes; the others at random.
         first = self.topics[number * SUBSCRIPTIONS % len(self.topics)]
         others = rng.sample([topic for topic in self.topics if topic != first], SUBSCRIPTIONS - 1)
+        url = self.servers[number % len(self.servers)].url
         while True:
             try:
-                client = await BulkClient.connect(self.urls[number % len(self.urls)], lost=bool(self.plan.cuts))
+                client = await BulkClient.connect(url, lost=bool(self.plan.cuts))
                 await client.subscribe(first, *others)
             except (ConnectionClosed, InvalidHandshake, Violation):
                 if not self.plan.cuts:
@@ -248,6 +256,17 @@ class _Run:
                 for kind in ("normal", "pubsub"):
                     await redis.client_kill_filter(_type=kind, skipme=True)
 
+    async def _freeze(self) -> None:
+        rng = random.Random(self.plan.seed)
+        while True:
+            await asyncio.sleep(self.plan.freezes)
+            server = rng.choice(self.servers)
+            server.send(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(rng.uniform(0, FROZEN))
+            finally:
+                server.send(signal.SIGCONT)
+
     async def _progress(self, started: float) -> None:
         while True:
             await asyncio.sleep(5)
@@ -265,6 +284,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--layer", choices=LAYERS, default=defaults.layer)
     parser.add_argument("--cuts", type=float, default=defaults.cuts)
+    parser.add_argument("--freezes", type=float, default=defaults.freezes)
     parser.add_argument("--pause", type=float, default=defaults.pause)
     plan = Plan(**vars(parser.parse_args()))
     with shared_url() as url:
