@@ -369,13 +369,31 @@ async def test_an_older_value_of_its_own_owner_is_no_reason_not_to_write_back(sh
     assert [entry.payload for entry in await shared.entries()] == [b"new"]
 
 
+@pytest.mark.parametrize("ttl_ms", [1000, None])  # before its grace is over it ends by itself, or not
 @runs
-async def test_a_client_that_was_dropped_and_sets_its_key_again_is_at_home_again(shared: World) -> None:
+async def test_a_client_that_was_dropped_and_sets_its_key_again_is_at_home_again(
+    shared: World, ttl_ms: int | None
+) -> None:
     await beat(shared, "n")
-    await shared.changes(Set("c", ROOM, "k", b"", 1000, "n", grace_ms=5000), Drop("c", abnormal=True))
+    await shared.changes(Set("c", ROOM, "k", b"", ttl_ms, "n", grace_ms=5000), Drop("c", abnormal=True))
     await shared.changes(Set("c", ROOM, "k", b"", None, "n"))
     shared.advance(20_000)
     assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+
+
+@runs
+async def test_what_is_written_back_in_time_outlives_the_last_resort(shared: World) -> None:
+    (change,) = await shared.changes(Set("c", ROOM, "k", b"", None, "n"))
+    hour = 3_600_000
+    for _ in range(5):
+        shared.advance(23 * hour)
+        assert not await shared.changes(
+            Restore("c", ROOM, "k", b"", None, "n", Revision(change.epoch, change.revision))
+        )
+        shared.advance(0.001)
+        assert not (await shared.store.sweep()).changes
+    shared.advance(25 * hour)
+    assert [change.key for change in (await shared.store.sweep()).changes] == ["k"]
 
 
 @runs
