@@ -21,7 +21,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from .browser.process import ROOT, DemoProcess
+from .browser.process import ROOT, DemoProcess, free_port
 from .redis_server import RedisServer
 
 LIMIT = 20  # seconds until a test gives up on what it waits for
@@ -383,6 +383,14 @@ def test_what_it_prints_is_true_the_second_time_too(tmp_path: Path) -> None:
         assert demo.printed("Password") != first
         with httpx.Client(base_url=demo.url, follow_redirects=True, trust_env=False, timeout=LIMIT) as pages:
             test_the_printed_login_works(demo, pages)
+
+
+def test_a_redis_that_does_not_answer_is_said_and_the_pages_are_there(tmp_path: Path) -> None:
+    with DemoProcess(tmp_path, REDIS_URL=f"redis://127.0.0.1:{free_port()}") as demo:
+        assert "W004) the store does not work: Redis refused the connection" in demo.output
+        demo.printed("Password")
+    with DemoProcess(tmp_path) as demo:
+        assert "System check" not in demo.output
 
 
 @pytest.mark.parametrize(

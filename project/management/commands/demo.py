@@ -30,6 +30,7 @@ class Command(BaseCommand):
         shown = lan_address() if host == "0.0.0.0" else host
         settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, host, shown, socket.gethostname()]
         call_command("migrate", verbosity=0, interactive=False)
+        self.check(databases=["default"])  # with the databases asks the store, too: a Redis that is away is said here
         password = reset_admin()
         self.stdout.write(
             f"\n  Chat      http://{shown}:{listener.getsockname()[1]}/\n"
