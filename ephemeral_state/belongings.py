@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from .protocol import Event
 from .state import Change, Clear, Drop, Restore, Revision, Set, Topic, Write
 
 __all__ = ["Belongings"]
-
-_FEW: Final = 1000  # things that may be kept though their time has passed, before anybody looks
 
 
 class Belongings:
@@ -23,7 +21,7 @@ class Belongings:
     def __init__(self) -> None:
         self._things: dict[tuple[Topic, str], _Thing] = {}
         self._places: dict[str, set[tuple[Topic, str]]] = {}
-        self._many = _FEW
+        self._due: dict[int, set[tuple[Topic, str]]] = {}  # by the second of a deadline; it may have been moved since
 
     def __len__(self) -> int:
         return len(self._things)
@@ -42,8 +40,8 @@ class Belongings:
                 self._things[place] = _Thing(write, deadline, Revision(change.epoch, change.revision))
                 if known is None:
                     self._places.setdefault(write.client, set()).add(place)
-                if len(self._things) > self._many:
-                    self._forget_expired(now)
+                if deadline is not None:
+                    self._due.setdefault(int(deadline // 1000), set()).add(place)
         elif isinstance(write, Clear):
             thing = self._things.get((write.topic, write.key))
             if thing is not None and thing.write.client == write.client:
@@ -62,6 +60,14 @@ class Belongings:
             if event.client_id != thing.write.client or event.reason in ("explicit", "expired"):
                 self._forget((topic, event.key))
 
+    def expire(self, now: float) -> None:
+        """Let go of what has run out, at most a second ago: nobody tells of a topic that is not followed here."""
+        for second in [second for second in self._due if second < now // 1000]:
+            for place in self._due.pop(second):
+                thing = self._things.get(place)
+                if thing is not None and not thing.is_live(now):
+                    self._forget(place)
+
     def restores(self, now: float) -> list[Restore]:
         """The writes that bring everything back."""
         return [
@@ -78,13 +84,6 @@ class Belongings:
             for (topic, key), thing in self._things.items()
             if thing.is_live(now)
         ]
-
-    def _forget_expired(self, now: float) -> None:
-        # Nobody tells here of what expires in a topic that is not followed.
-        for place, thing in list(self._things.items()):
-            if not thing.is_live(now):
-                self._forget(place)
-        self._many = max(_FEW, 2 * len(self._things))
 
     def _forget(self, place: tuple[Topic, str]) -> None:
         thing = self._things.pop(place, None)

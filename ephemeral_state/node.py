@@ -337,6 +337,8 @@ class Node:
         self._restore_soon()
 
     def _info(self) -> str:
+        if self._belongings is not None:  # with each beat, so that it is done in time
+            self._belongings.expire(time.monotonic() * 1000)
         return json.dumps(
             {
                 "host": socket.gethostname(),

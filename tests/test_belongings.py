@@ -93,8 +93,24 @@ def test_what_expires_unheard_of_does_not_pile_up(owner):
     owner.set("stays")
     for n in range(20_000):
         owner.set(f"{n}", client=f"c{n % 7}", ttl_ms=50, now=n)
-        assert len(owner.belongings) <= 1001
+        if n % 500 == 0:  # a beat
+            owner.belongings.expire(n)
+        assert len(owner.belongings) <= 1551
     assert owner.keys(now=19_999) == ["stays", *(f"{n}" for n in range(19_950, 20_000))]
     for client in ["c", *(f"c{n}" for n in range(7))]:
         owner.belongings.wrote(Drop(client), [], 0)
-    assert (len(owner.belongings), owner.belongings._places) == (0, {})
+    owner.belongings.expire(22_000)
+    assert (len(owner.belongings), owner.belongings._places, owner.belongings._due) == (0, {}, {})
+
+
+def test_what_was_set_again_is_kept_for_its_new_time(owner):
+    for key in ("longer", "for ever", "not again"):
+        owner.set(key, ttl_ms=5000)
+    owner.set("longer", ttl_ms=60_000, now=4000)
+    owner.set("for ever", ttl_ms=None, now=4000)
+    owner.belongings.expire(5999)
+    assert len(owner.belongings) == 3
+    owner.belongings.expire(6000)
+    assert owner.keys(6000) == ["longer", "for ever"]
+    owner.belongings.expire(65_000)
+    assert len(owner.belongings) == 1

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer
 
 from ephemeral_state import hub as hub_module
 from ephemeral_state import journal, log
 from ephemeral_state.connection import Connection
-from ephemeral_state.consumers import EphemeralStateConsumer
+from ephemeral_state.consumers import EphemeralStateConsumer, EphemeralStateMixin
 from ephemeral_state.delivery import Direct
 from ephemeral_state.errors import StoreUnavailable, TooManyKeys
 from ephemeral_state.node import Node, current
@@ -336,6 +337,17 @@ async def test_a_setting_that_is_wrong_is_told_of_here_and_not_to_the_client(sai
     assert frame["message"] == "the server cannot carry out commands"
     (line,) = said("not_configured")
     assert line.startswith("a command cannot be carried out: EPHEMERAL_STATE['NO_SUCH'] is unknown")
+
+
+class LastWords(EphemeralStateMixin, AsyncWebsocketConsumer):
+    async def disconnect(self, code: int) -> None:
+        await self.ephemeral_set("room", "left", "just now")
+
+
+async def test_a_set_in_disconnect_is_told_of(said: Said):
+    async with Client(LastWords.as_asgi()):
+        pass
+    assert said("set_after_end") == ["LastWords's disconnect() was left at a set: the connection has ended"]
 
 
 @pytest.mark.usefixtures("threaded_db")

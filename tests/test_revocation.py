@@ -18,7 +18,7 @@ from django.contrib.auth.models import Group, Permission, User
 from django.db import transaction
 from django.test import Client as Browser
 
-from ephemeral_state import api, background
+from ephemeral_state import api, background, consumers
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.policy import Policy, TopicPermissions
@@ -61,6 +61,8 @@ def _policy(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.EPHEMERAL_STATE = {"POLICY": "tests.test_revocation.Rooms"}
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
     Moody.yes, Moody.fails, Moody.asked = ("room", "lobby"), False, 0
+    for trouble in (consumers._no_users, consumers._no_answer):  # of the process, also of earlier tests
+        trouble.over()
     yield
     for thread in threading.enumerate():
         if thread.name == "ephemeral-state":  # users were saved while no loop served anybody
