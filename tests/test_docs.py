@@ -51,7 +51,7 @@ from ephemeral_state import (
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
 
-from .redis_server import shared_url, unique_prefix
+from .redis_server import RedisServer, shared_url, unique_prefix
 from .waiting import until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -901,3 +901,15 @@ async def test_on_redis_the_example_runs_with_the_settings_shown(load: Any, sett
                 await bob.read_until(_orama="ephemeral.set")
             await bob.read_until(_orama="ephemeral.clear", reason="disconnect")
         await channel_layers["default"].flush()
+
+
+@pytest.mark.redis
+async def test_a_socket_outlives_a_redis_that_is_away(load: Any, settings: Any):
+    consumer = load("howto.md", "chat.patient").PatientConsumer.as_asgi()
+    with RedisServer() as redis:
+        url = redis.url
+    settings.EPHEMERAL_STATE = {"BACKEND": "ephemeral_state.stores.redis.RedisStore", "OPTIONS": {"url": url}}
+    async with Browser(consumer) as zoe:
+        for _ in range(2):
+            await zoe.say(typing=True)
+            assert (await zoe.read())["type"] == "notice"
