@@ -469,9 +469,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                     if bucket.refusals >= TOO_MANY_REFUSALS:
                         return await self._cut_off(send)
                     ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                    await self._ephemeral_lifecycle().send(
-                        {"type": "websocket.send", "text": encode_refusal(error, ref)}
-                    )
+                    await self._ephemeral_lifecycle().send(_frame(encode_refusal(error, ref)))
                     await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
 
         return limited

@@ -33,13 +33,19 @@ class View(Protocol):
 class News:
     """Events of one topic on their way to many sockets: what they send is made once."""
 
-    __slots__ = ("_frame", "events", "texts", "topic")
+    __slots__ = ("_frame", "_texts", "events", "topic")
 
     def __init__(self, topic: Topic, events: Sequence[Event]) -> None:
         self.topic = topic
         self.events = events
-        self.texts = [event.text for event in events]
+        self._texts: Sequence[str] | None = None
         self._frame: str | None = None
+
+    def texts(self) -> Sequence[str]:
+        """For those that take one event in each frame."""
+        if self._texts is None:
+            self._texts = [event.text for event in self.events]
+        return self._texts
 
     def frame(self) -> str:
         """For subscribers that take several events in one frame."""
@@ -163,10 +169,10 @@ class Direct:
     def hear(self, news: News) -> None:
         events = news.events
         if events and not self._closed and not self._is_behind():
-            texts = news.texts
             if news.topic in self._batched:
-                events, texts = (), [news.frame()]
-            events = events[self._push(texts) :]
+                self._push([news.frame()])
+                return
+            events = events[self._push(news.texts()) :]
         if events and not self._closed:
             self._waiting.add(news.topic, events)
 

@@ -1,6 +1,6 @@
 """Settings of the servers that are measured. `BENCHMARK` is what differs between them, as JSON: the channel layer and
-the Redis it may use. Everything else
-is as a project gets it that sets nothing, but for how much one client may send."""
+the Redis it may use. Everything else is as a project gets it that sets nothing, but for how much one client may
+send."""
 
 import json
 import os
