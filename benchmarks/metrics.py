@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
-from benchmarks.rooms.rounds import Comparison, compare, parser, run
+from benchmarks.rooms.rounds import Comparison, Result, compare, parser
 from benchmarks.rooms.servers import Contender, Server
-from benchmarks.steady import KEYS, SUBSCRIBERS, WINDOW
+from benchmarks.steady import SUBSCRIBERS, saturate
 from tests.redis_server import RedisServer
 
 EVERY = 1.0  # seconds between scrapes
@@ -79,20 +79,9 @@ def main(arguments: list[str]) -> int:
     with RedisServer() as redis:
         for subscribers in options.subscribers:
 
-            def once(contender: Contender, subscribers: int = subscribers) -> dict[str, object]:
-                return run(
-                    "steady",
-                    contender,
-                    redis.url,
-                    timeout=60 + options.seconds,
-                    beside=scraped if contender.variant == "scraped" else None,
-                    subscribers=subscribers,
-                    window=WINDOW,
-                    keys=KEYS,
-                    endless=False,
-                    seconds=options.seconds,
-                    warmup=0.2 if options.quick else 1.0,
-                )
+            def once(contender: Contender, subscribers: int = subscribers) -> Result:
+                beside = scraped if contender.variant == "scraped" else None
+                return saturate(contender, redis.url, options, subscribers=subscribers, beside=beside)
 
             comparisons.append(compare(f"{subscribers} subscribers", fighters, once, options.rounds))
     verdicts = [aim for comparison in comparisons for aim in aims(comparison, fighters)]

@@ -11,11 +11,13 @@ can count at most; `load` is the share of a core that it used.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
-from benchmarks.rooms.rounds import SOCKETIO, Comparison, compare, contenders, parser, run
-from benchmarks.rooms.servers import Contender
+from benchmarks.rooms.rounds import SOCKETIO, Comparison, Result, compare, contenders, parser, run
+from benchmarks.rooms.servers import Contender, Server
 from tests.redis_server import RedisServer
 
 WINDOW, KEYS = 64, 200
@@ -57,6 +59,31 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
     return made
 
 
+def saturate(
+    contender: Contender,
+    redis_url: str,
+    options: Namespace,
+    *,
+    subscribers: int,
+    window: int = WINDOW,
+    beside: Callable[[Server], AbstractContextManager[None]] | None = None,
+) -> Result:
+    """One run. `beside` is what goes on meanwhile."""
+    return run(
+        "steady",
+        contender,
+        redis_url,
+        timeout=60 + options.seconds,
+        beside=beside,
+        subscribers=subscribers,
+        window=window,
+        keys=KEYS,
+        endless=contender == CEILING,
+        seconds=options.seconds,
+        warmup=0.2 if options.quick else 1.0,
+    )
+
+
 def main(arguments: list[str]) -> int:
     made = parser("steady", __doc__, rounds=5, seconds=3, layers=("memory", "pubsub"))
     made.add_argument("--subscribers", nargs="+", type=int, default=list(SUBSCRIBERS))
@@ -70,19 +97,8 @@ def main(arguments: list[str]) -> int:
     with RedisServer() as redis:
         for subscribers in options.subscribers:
 
-            def once(contender: Contender, subscribers: int = subscribers) -> dict[str, object]:
-                return run(
-                    "steady",
-                    contender,
-                    redis.url,
-                    timeout=60 + options.seconds,
-                    subscribers=subscribers,
-                    window=options.window,
-                    keys=KEYS,
-                    endless=contender == CEILING,
-                    seconds=options.seconds,
-                    warmup=0.2 if options.quick else 1.0,
-                )
+            def once(contender: Contender, subscribers: int = subscribers) -> Result:
+                return saturate(contender, redis.url, options, subscribers=subscribers, window=options.window)
 
             comparisons.append(compare(f"{subscribers} subscribers", fighters, once, options.rounds))
     verdicts = [aim for comparison in comparisons for aim in aims(comparison, options)]

@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from ephemeral_state.policy import Policy
 from .live.app import KINDS
 from .live.peer import Peer
 from .live.server import until
+from .redis_server import RedisServer
 from .waiting import events, settle
 
 ALL = ["async", "async-json", "async-raw", "sync", "sync-json", "sync-raw"]
@@ -625,6 +626,68 @@ async def test_who_does_not_wait_for_answers_gets_them_in_order_and_sees_what_wa
         ]
         assert {entry["key"] for entry in answers[301]["entries"]} == {f"{ref}" for ref in range(200)}
         assert [frame["_orama"] for frame in answers[302:]] == ["ephemeral.ok"] * 2
+
+
+@pytest.fixture
+def busy_redis(settings: Any) -> Iterator[RedisServer]:
+    """`busy_redis.command(*BUSY)`: it answers nobody for a moment, so that sets stay on their way for that long."""
+    with RedisServer() as server:
+        store = {"BACKEND": "ephemeral_state.stores.redis.RedisStore", "OPTIONS": {"url": server.url}}
+        settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes", "MAX_ENTRIES_PER_TOPIC": 20, **store}
+        yield server
+
+
+BUSY = ("CLIENT", "PAUSE", 300)
+
+
+@pytest.mark.redis
+async def test_sets_of_who_does_not_wait_go_to_the_store_together(busy_redis: RedisServer, topic: str) -> None:
+    def scripts() -> int:
+        return sum(stat["calls"] for name, stat in busy_redis.command("INFO", "commandstats").items() if "eval" in name)
+
+    async with Peer(EphemeralStateConsumer.as_asgi()) as client:
+        assert await obeyed(client, "set", topic, 0, key="k") == "ok"
+        before = scripts()
+        busy_redis.command(*BUSY)
+        for ref in range(1, 61):
+            client.arrive("websocket.receive", text=command("set", topic, ref, key="k"))
+        await answer(client, 60)
+        assert scripts() - before < 30
+
+
+@pytest.mark.redis
+async def test_an_error_does_not_overtake_the_answers_to_sets_on_their_way(busy_redis: RedisServer, topic: str) -> None:
+    async with Peer(EphemeralStateConsumer.as_asgi()) as client:
+        assert await obeyed(client, "set", topic, 0, key="k") == "ok"
+        busy_redis.command(*BUSY)
+        client.arrive("websocket.receive", text=command("set", topic, 1, key="k"))
+        client.arrive("websocket.receive", text="{}")
+        assert [(await client.frame())["_orama"] for _ in range(2)] == ["ephemeral.ok", "ephemeral.error"]
+
+
+@pytest.mark.redis
+async def test_a_list_shows_what_was_set_before_it_and_is_on_its_way(busy_redis: RedisServer, topic: str) -> None:
+    async with Peer(EphemeralStateConsumer.as_asgi()) as client:
+        assert await obeyed(client, "set", topic, 0, key="k") == "ok"
+        busy_redis.command(*BUSY)
+        client.arrive("websocket.receive", text=command("set", topic, 1, key="k"))
+        client.arrive("websocket.receive", text=command("set", topic, 2, key="k", payload="Mg=="))  # in the next batch
+        client.arrive("websocket.receive", text=command("list", topic, 3))
+        frames = [await client.frame() for _ in range(3)]
+        assert [frame["ref"] for frame in frames] == [1, 2, 3]
+        assert [entry.get("payload") for entry in frames[2]["entries"]] == ["Mg=="]
+
+
+@pytest.mark.redis
+async def test_sets_on_their_way_count_where_the_topic_is_followed(busy_redis: RedisServer, topic: str) -> None:
+    async with Peer(EphemeralStateConsumer.as_asgi()) as client:
+        assert await obeyed(client, "subscribe", topic, 0) == "ok"
+        busy_redis.command(*BUSY)
+        for ref in range(1, 101):
+            client.arrive("websocket.receive", text=command("set", topic, ref, key=f"{ref}"))
+        await answer(client, 100)
+        # Not exact: what was stored a moment ago may not have been heard of yet.
+        assert 20 <= len(await api.alist(topic)) <= 40
 
 
 async def test_sets_on_their_way_count_as_entries_of_the_topic(limited: Any, topic: str) -> None:

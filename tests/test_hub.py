@@ -10,9 +10,9 @@ from channels_redis.pubsub import RedisPubSubChannelLayer
 from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct, Dispatched
 from ephemeral_state.errors import StoreUnavailable
-from ephemeral_state.hub import Hub
-from ephemeral_state.protocol import Flow
-from ephemeral_state.state import Clear, Limits, Set, Topic
+from ephemeral_state.hub import Hub, _Lane
+from ephemeral_state.protocol import PLAIN, Event, Flow
+from ephemeral_state.state import Clear, Limits, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 
 from .lossy import LossyLayer
@@ -664,3 +664,24 @@ async def test_nothing_is_told_after_the_end(rig):
     await rig.hub.stop()
     await asyncio.sleep(0.1)
     assert len(client.frames) == 2
+
+
+class Slow:
+    """A subscriber that takes so many seconds to be told."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def hear(self, news):
+        time.sleep(self.seconds)
+
+
+@pytest.mark.parametrize(("took", "rests"), [(0.04, 0.01), (0.2, 0.02)])
+async def test_a_room_rests_for_a_quarter_of_the_time_that_telling_took_but_not_for_long(took, rests):
+    lane = _Lane(TOPIC, PLAIN)
+    lane.add(Slow(took))
+    lane.tell([Event("k", "c", b"", None, None, "text", Revision(1, 1))])
+    await until(lambda: lane._rests_until)
+    rest = lane._rests_until - lane._began
+    assert rest >= took + rests
+    assert rest <= (time.monotonic() - lane._began) + 0.02

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks.rooms.load import attack
 from benchmarks.rooms.servers import Contender, Server
 
-__all__ = ["SOCKETIO", "Comparison", "compare", "contenders", "parser", "run"]
+__all__ = ["SOCKETIO", "Comparison", "Result", "compare", "contenders", "parser", "run"]
 
 Result = dict[str, Any]
 
