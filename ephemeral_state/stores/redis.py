@@ -248,6 +248,7 @@ class RedisStore(Store):
         async def step(number: int, verb: bytes, what: bytes = b"") -> bytes:
             return await self._run(_BURY, number, until, node, verb, what, _BURY_STEP, *self._ttls)
 
+        await self._connection().find_masters()
         claimed = wire.read_claim(await step(0, b"claim", peer.stamp.encode()))
         if not claimed:
             return ()

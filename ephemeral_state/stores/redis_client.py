@@ -115,6 +115,17 @@ class Connection:
         await link.get_message(timeout=self._patience)  # the confirmation
         return link
 
+    async def find_masters(self) -> None:
+        """With Sentinel, the next calls go to whoever is the master now. After a failover on purpose the one before it
+        goes on answering for some seconds, and whoever has moved to its successor seems to be dead there."""
+        for client in self._clients:
+            pool = client.connection_pool
+            if isinstance(pool, SentinelConnectionPool):
+                with suppress(exceptions.RedisError, OSError):  # no Sentinel says anything
+                    async with asyncio.timeout(self._patience):
+                        await pool.get_master_address()  # type: ignore[no-untyped-call]
+                        await pool.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         """Once what is under way is done: each call has its time limit. There must be no new ones."""
         while self._calls:  # noqa: ASYNC110 - rare and short; an event would have to be kept for it
@@ -127,9 +138,18 @@ class Connection:
         if link is not None:
             with suppress(exceptions.RedisError, OSError):
                 await link.aclose()  # type: ignore[no-untyped-call]
-        for client in (*self._clients, *self._nodes.values()):
+        for client in (*self._clients, *self._nodes.values(), *self._sentinels()):
             with suppress(exceptions.RedisError, OSError):
                 await client.aclose()
+
+    def _sentinels(self) -> list[Redis]:
+        pools = [client.connection_pool for client in self._clients]
+        return [
+            sentinel
+            for pool in pools
+            if isinstance(pool, SentinelConnectionPool)
+            for sentinel in pool.sentinel_manager.sentinels
+        ]
 
     async def _client_of(self, number: int) -> Redis:
         place = number % len(self._clients)
