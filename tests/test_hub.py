@@ -7,11 +7,12 @@ import pytest
 from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
+from ephemeral_state import hub as hub_module
 from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct, Dispatched
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.hub import Hub, _Lane
-from ephemeral_state.protocol import PLAIN, Event, Flow
+from ephemeral_state.protocol import PLAIN, Event, Flow, encode_batches
 from ephemeral_state.state import Clear, Limits, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 
@@ -685,3 +686,179 @@ async def test_a_room_rests_for_a_quarter_of_the_time_that_telling_took_but_not_
     rest = lane._rests_until - lane._began
     assert rest >= took + rests
     assert rest <= (time.monotonic() - lane._began) + 0.02
+
+
+def counting(rig):
+    """How often the store is read, as a list that grows."""
+    reads, snapshot = [], rig.store.snapshot
+
+    async def counted(topic):
+        reads.append(topic)
+        return await snapshot(topic)
+
+    rig.store.snapshot = counted
+    return reads
+
+
+async def test_a_message_that_comes_late_costs_no_read(rig):
+    rig.hub._beacon_interval = 3600
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    reads = counting(rig)
+    outcomes = await rig.store.apply([Set("c", TOPIC, key) for key in "ab"])
+    for outcome in reversed(outcomes):
+        await publish(rig.layer, outcome.changes)
+    await until(lambda: len(client.view) == 2)
+    await asyncio.sleep(2 * hub_module._PATIENCE)
+    assert reads == []
+
+
+async def test_a_message_that_is_on_its_way_when_the_beacon_asks_costs_no_read(rig):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    reads, asked, revisions = counting(rig), asyncio.Event(), rig.store.revisions
+
+    async def seen(topics):
+        answer = await revisions(topics)
+        asked.set()
+        return answer
+
+    (outcome,) = await rig.store.apply([Set("c", TOPIC, "k")])
+    rig.store.revisions = seen
+    await asked.wait()
+    await publish(rig.layer, outcome.changes)
+    await until(lambda: "k" in client.view)
+    await asyncio.sleep(hub_module._DOUBT + 0.1)
+    assert reads == []
+
+
+async def is_in_the_group(rig, client):
+    await until(lambda: not rig.hub._discarding)
+    await rig.write(Set("c", TOPIC, "k"))
+    await until(lambda: "k" in client.view)
+
+
+def hold_up_the_first(rig):
+    """The first time that a group is left takes until the event is set."""
+    may, group_discard = asyncio.Event(), rig.layer.group_discard
+
+    async def slow(group, channel):
+        rig.layer.group_discard = group_discard
+        await may.wait()
+        await group_discard(group, channel)
+
+    rig.layer.group_discard = slow
+    return may
+
+
+async def test_whoever_comes_back_while_the_group_is_still_being_left_is_in_it(rig):
+    rig.hub._beacon_interval = 3600
+    client, may = Client(), hold_up_the_first(rig)
+    await rig.hub.follow(TOPIC, client.delivery)
+    rig.hub.unfollow(TOPIC, client.delivery)
+    coming = asyncio.create_task(rig.hub.follow(TOPIC, client.delivery))
+    await settle()
+    may.set()
+    await coming
+    await is_in_the_group(rig, client)
+
+
+async def test_whoever_comes_and_goes_and_comes_while_the_group_is_still_being_left_is_in_it(rig):
+    rig.hub._beacon_interval = 3600
+    client, may = Client(), hold_up_the_first(rig)
+    await rig.hub.follow(TOPIC, client.delivery)
+    rig.hub.unfollow(TOPIC, client.delivery)
+    gives_up = asyncio.create_task(rig.hub.follow(TOPIC, client.delivery))
+    await settle()
+    gives_up.cancel()
+    await asyncio.wait([gives_up])
+    coming = asyncio.create_task(rig.hub.follow(TOPIC, client.delivery))
+    await settle()
+    may.set()
+    await coming
+    await settle()
+    await is_in_the_group(rig, client)
+
+
+async def test_a_store_that_has_lost_a_topic_has_gone_back():
+    rig, went_back = Rig(), []
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda: went_back.append(True))
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "k"))
+    await until(lambda: "k" in client.view)
+    assert not went_back
+    rig.store._topics.clear()
+    await until(lambda: went_back)
+    await rig.hub.stop()
+
+
+async def test_after_a_doubt_the_same_revision_is_no_proof(rig, monkeypatch):
+    monkeypatch.setattr(hub_module, "_REASSERTION", 0.05)
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "k", b"1"))
+    await until(lambda: "k" in client.view)
+    rig.store._topics[TOPIC].records["k"].payload = b"2"  # went back, and has come as far again in another way
+    await asyncio.sleep(0.2)
+    assert client.view["k"][1] == "MQ=="
+    rig.hub.doubt()
+    await until(lambda: client.view["k"][1] == "Mg==")
+
+
+async def test_what_is_missing_in_a_store_that_went_back_has_time_to_come_back(rig, monkeypatch):
+    monkeypatch.setattr(hub_module, "_REASSERTION", 0.5)
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "a"), Set("c", TOPIC, "b"))
+    await until(lambda: len(client.view) == 2)
+    topic = rig.store._topics[TOPIC]
+    record = topic.records.pop("b")
+    topic.revision = 1
+    reads = counting(rig)
+    await until(lambda: reads)
+    topic.records["b"] = record
+    topic.revision = 2
+    await asyncio.sleep(0.7)
+    assert [frame["_orama"] for frame in client.frames] == ["ephemeral.snapshot"] + ["ephemeral.set"] * 2
+
+
+async def test_the_groups_are_joined_again_from_time_to_time_and_after_the_layer_has_failed(rig, monkeypatch):
+    monkeypatch.setattr(hub_module, "_RETRY", 0.01)
+    client, joined, group_add, receive = Client(), [], rig.layer.group_add, rig.layer.receive
+    await rig.hub.follow(TOPIC, client.delivery)
+
+    async def counted(group, channel):
+        joined.append(group)
+        await group_add(group, channel)
+
+    async def fails(channel):
+        rig.layer.receive = receive
+        raise ConnectionError("the layer was away")
+
+    rig.layer.group_add = counted
+    rig.layer.receive = fails
+    await rig.write(Set("c", TOPIC, "k"))  # lets the hub ask for the next message
+    await until(lambda: joined == [group_name(*TOPIC)])
+    monkeypatch.setattr(hub_module, "_REJOIN", 0.1)
+    await until(lambda: len(joined) >= 3)
+
+
+async def test_a_layer_that_gives_message_after_message_leaves_others_their_turn(rig):
+    await rig.hub.follow(TOPIC, Client().delivery)
+    (outcome,) = await rig.store.apply([Set("c", TOPIC, "k")])
+    (message,) = encode_batches(outcome.changes)
+    messages, turns = [message] * 1000, 0
+    receive = rig.layer.receive
+
+    async def at_once(channel):
+        if not messages:
+            rig.layer.receive = receive
+        return messages.pop() if messages else await receive(channel)
+
+    rig.layer.receive = at_once
+    await publish(rig.layer, outcome.changes)
+    while messages:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 500

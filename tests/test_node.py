@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from ephemeral_state import hub as hub_module
 from ephemeral_state import node as node_module
 from ephemeral_state import writer as writer_module
 from ephemeral_state.broadcast import group_name
@@ -19,6 +20,7 @@ from ephemeral_state.stores.redis import RedisStore
 
 from .lossy import LossyLayer
 from .redis_server import RedisServer
+from .test_hub import Client
 from .waiting import events, settle, until
 
 TOPIC = Topic("", "t")
@@ -437,14 +439,57 @@ async def test_who_is_being_buried_is_told_though_the_last_connection_leaves(lay
 async def test_whoever_is_leaving_when_things_are_written_back_does_not_come_back(layer, monkeypatch):
     monkeypatch.setattr(node_module, "_JITTER", 0)
 
+    dropping, may = asyncio.Event(), asyncio.Event()
+
     class Shared(SlowStore):
         shared = True
+
+        async def apply(self, writes):
+            if any(isinstance(write, Drop) for write in writes):
+                dropping.set()
+                await may.wait()
+            return await super().apply(writes)
 
     node = Node(Settings(), Shared(Limits()))
     await node.write(Set("leaver", TOPIC, "k", b"", None, node.id))
     leaving = asyncio.create_task(node.write(Drop("leaver")))
-    await until(lambda: any(isinstance(write, Drop) for batch in node.store.batches for write in batch))
+    await dropping.wait()
     node._restore_soon()  # while the store is at it
+    await settle()
+    may.set()
     await leaving
     await until(lambda: node._restoring is None)
     assert not [write for batch in node.store.batches for write in batch if isinstance(write, Restore)]
+
+
+async def test_whoever_left_while_the_store_was_away_is_not_written_back(layer, monkeypatch):
+    monkeypatch.setattr(node_module, "_JITTER", 0)
+    monkeypatch.setattr(node_module, "_RETRY", 0.01)
+
+    class Shared(SlowStore):
+        shared = True
+
+    node = Node(Settings(), Shared(Limits()))
+    for client in ("leaver", "stayer"):
+        await node.write(Set(client, TOPIC, client, b"", None, node.id))
+    node.store.down = True
+    await node.finish(Drop("leaver"))
+    node._restore_soon()
+    await until(lambda: node._restoring is not None)
+    node.store.down = False
+    await until(lambda: node.idle and node._restoring is None)
+    restored = {w.client for batch in node.store.batches for w in batch if isinstance(w, Restore)}
+    assert restored == {"stayer"}
+
+
+async def test_when_the_lease_was_lost_every_view_is_read_again(layer, monkeypatch):
+    monkeypatch.setattr(hub_module, "_REASSERTION", 0.05)
+    node = Node(Settings(beacon_interval=0.05), SlowStore(Limits()))
+    client = Client()
+    connection = Connection("c", node, client.delivery)
+    await connection.set(TOPIC, "k", b"1")
+    await connection.subscribe(TOPIC)
+    node.store._topics[TOPIC].records["k"].payload = b"2"  # the same revision once more, after going back
+    node._lost()
+    await until(lambda: client.view["k"] == ("c", "Mg=="))
+    await connection.end(abnormal=False)

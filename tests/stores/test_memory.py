@@ -1,6 +1,6 @@
 """What only the memory store has to keep: its own memory."""
 
-from ephemeral_state.state import Limits, Set
+from ephemeral_state.state import Clear, Limits, Set
 from ephemeral_state.stores.memory import MemoryStore
 from tests.conformance import ManualClock
 
@@ -18,3 +18,13 @@ async def test_a_key_that_is_set_again_and_again_files_no_more_than_there_are_mo
     clock.now += 120_001 * 1_000_000
     assert len((await store.sweep()).changes) == 2
     assert (store._slice_heap, store._slices) == ([], {})
+
+
+async def test_the_next_process_goes_on_with_larger_epochs():
+    epochs = []
+    for _ in range(2):
+        store = MemoryStore(Limits())
+        for _ in range(3):
+            set_it, _ = await store.apply([Set("c", ROOM, "k"), Clear("c", ROOM, "k")])
+            epochs.append(set_it.changes[0].epoch)
+    assert epochs == sorted(set(epochs))
