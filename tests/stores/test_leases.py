@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ephemeral_state.state import Clear, Drop, Limits, Peer, Restore, Revision, Set, Topic
+from ephemeral_state.stores.base import Report
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis_wire import read_buried
 from tests.redis_server import RedisServer
@@ -420,3 +421,26 @@ async def test_a_store_that_has_lost_only_its_last_writes_gets_them_back(shared:
     before = await shared.set("x", "x")
     stamp = Revision(before.epoch, before.revision + 5)
     assert len(await shared.changes(Restore("c", ROOM, "k", b"", None, "n", stamp))) == 1
+
+
+@runs
+async def test_a_beat_keeps_what_is_known_of_the_node_and_giving_back_the_lease_forgets_who_was_there(
+    redis_url: str, prefix: str
+) -> None:
+    import redis
+
+    from ephemeral_state.stores.redis import RedisStore
+
+    store = RedisStore(Limits(), url=redis_url, prefix=prefix, timeout=20)
+    World.made.append(World(store, None))  # type: ignore[arg-type]
+    await store.beat("n", 12_000, "{}")
+    await store.apply([Set("c", ROOM, "k", b"", None, "n")])
+    await store.report(Report("n", {}, (), {"c": "{}"}))
+    with redis.Redis.from_url(redis_url) as client:
+        names = [f"{{{prefix}:0}}:{name}" for name in ("leases", "nodes", "node:n", "who:n", "homes", "generation")]
+        for name in names:
+            assert client.pexpire(name, 60_000)
+        await store.beat("n", 12_000, "{}")
+        assert all(client.pttl(name) > 60_000 for name in names)
+        await store.resign("n")
+        assert not client.exists(f"{{{prefix}:0}}:who:n")
