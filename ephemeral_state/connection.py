@@ -84,14 +84,16 @@ class Connection:
         """Live entries, sorted by key. Raises `StoreUnavailable`."""
         return (await self._node.store.snapshot(topic.require())).entries
 
-    async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = PLAIN) -> None:
-        """One snapshot, then every change. Raises `ConnectionGone`, `NameInvalid` or `StoreUnavailable`."""
+    async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = PLAIN) -> int:
+        """One snapshot, of so many characters, then every change. Raises `ConnectionGone`, `NameInvalid` or
+        `StoreUnavailable`."""
         if self.ended:
             raise ConnectionGone("the connection has ended, it cannot subscribe")
         topic.require()
         # One at a time: of two for the same topic, one that fails must not undo the other.
         async with self._subscribing:
             await self._follow(topic, ref, flow)
+        return self._node.hub.size(topic)
 
     async def _follow(self, topic: Topic, ref: Ref, flow: Flow) -> None:
         self._topics.add(topic)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from channels.consumer import AsyncConsumer, SyncConsumer
@@ -23,28 +21,28 @@ from .errors import (
     EphemeralStateError,
     InvalidFrame,
     NotConfigured,
-    RateLimited,
     StoreUnavailable,
     TooManyEntries,
     TooManyTopics,
 )
-from .lifecycle import Lifecycle
-from .limits import TOO_MANY_REFUSALS, Bucket, Claims
+from .gate import Gate
+from .lifecycle import READ_AHEAD, Lifecycle
+from .limits import Claims
 from .node import wait_in
 from .policy import allows, get_policy, require
 from .protocol import (
     Command,
     Ref,
+    add_ref,
     decode_command,
     encode_hello,
     encode_ok,
     encode_revoked,
     encode_set,
     encode_snapshot,
+    encode_welcome,
+    fits,
     flow,
-    is_pong,
-    peek_ref,
-    require_size,
 )
 from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
@@ -58,11 +56,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-REFUSED_TOO_OFTEN: Final = 4008
-"""The close code for a client that does not slow down."""
 REVOKED: Final = 4403
 """The close code for a user who is gone: logged out, deactivated or deleted."""
-_CLOSE_TIMEOUT: Final = 1.0  # seconds that the server may take to close; the connection is over already
 
 # Of the process: all its connections meet it, and one line is enough.
 _no_users: Final = log.Trouble(
@@ -87,6 +82,7 @@ class _Base(AsyncConsumer):
     `ephemeral.pong`; one that is silent for 10 s more is ended. 0: never ask, and trust the server's own pings."""
 
     _ephemeral: Lifecycle | None = None
+    _ephemeral_read_ahead: int = READ_AHEAD
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "websocket":
@@ -98,6 +94,7 @@ class _Base(AsyncConsumer):
             client_id=lambda: getattr(self, "channel_name", None),
             dispatched=self._overrides("ephemeral_event", "ephemeral_snapshot"),
             ping_interval=self.ephemeral_ping_interval,
+            read_ahead=self._ephemeral_read_ahead,
             about=lambda: _about(scope),
         )
         try:
@@ -163,7 +160,8 @@ class _Base(AsyncConsumer):
         """A snapshot as the frame to send and the events to handle after it."""
         entries: Sequence[Entry] = event["entries"]
         if not cls._overrides("ephemeral_event"):
-            return encode_snapshot(event["topic"], entries, event["ref"]), []
+            text, rest = encode_welcome(event["topic"], entries)
+            return add_ref(text, event["ref"]), [_set_event(entry) for entry in entries[len(entries) - len(rest) :]]
         return encode_snapshot(event["topic"], [], event["ref"]), [_set_event(entry) for entry in entries]
 
 
@@ -338,6 +336,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     _recheck: asyncio.TimerHandle | None = None
     _group: str | None = None
+    _gate: Gate
     _answers: Answers
 
     @property
@@ -345,11 +344,13 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         return get_settings().channel_layer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            receive = self._limited(receive, send)
+        settings = get_settings()
+        self._gate = Gate(receive, send, settings, self._ephemeral_lifecycle)
+        # All that the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
+        self._ephemeral_read_ahead = max(READ_AHEAD, settings.max_frame_burst)
         self._answers = Answers(self.send, lambda error: self._ephemeral_lifecycle().peer_gone(error))
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, self._gate.receive, send)
         finally:
             await self._answers.stop()
             if self._recheck is not None:
@@ -363,12 +364,17 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._followed: set[Topic] = set()
         self._claims = Claims(settings.max_keys_per_client, time.monotonic)
         self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
+        group = user_group(self.scope)
+        host, _ = self.scope.get("client") or (None, None)
+        await self._gate.let_in(group or host)
         await self.accept()
         await self.send(encode_hello(self.channel_name))
-        self._group = user_group(self.scope)
+        self._group = group
         await self._expect_recheck()
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
+        if message["type"] == "websocket.receive":
+            await self._gate.turn()
         if message["type"] == "websocket.receive" and type(self).receive is EphemeralStateConsumer.receive:
             # Channels would close old database connections first, by a hop to a thread for each frame. Here only the
             # policy may use the database, and it is asked in a way that closes them.
@@ -417,7 +423,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
             return None
         if command.verb == "list":
             await require(self._policy.can_list, self.scope, *topic)
-            return encode_snapshot(topic.name, await connection.list(topic), command.ref)
+            await self._list(connection, topic, command.ref)
+            return None
         await require(self._policy.can_clear, self.scope, *topic, command.key)
         await connection.clear(topic, command.key)
         self._claims.discard(topic, command.key)
@@ -427,8 +434,17 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         most = get_settings().max_topics_per_client
         if topic not in self._followed and len(self._followed) >= most:
             raise TooManyTopics(f"{len(self._followed)} topics are followed, the limit is {most}")
-        await connection.subscribe(topic, command.ref, command.flow)
+        self._gate.charge(await connection.subscribe(topic, command.ref, command.flow))
         self._followed.add(topic)
+
+    async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:
+        lifecycle = self._ephemeral_lifecycle()
+        await lifecycle.until_read()
+        text = encode_snapshot(topic.name, await connection.list(topic), ref)
+        self._gate.charge(len(text))
+        if not fits(text):
+            raise TooManyEntries(f"{len(text)} characters are too much for one answer: subscribe to the topic")
+        await lifecycle.answer(text)
 
     async def _set(self, connection: Connection, topic: Topic, command: Command) -> None:
         settings = get_settings()
@@ -444,48 +460,6 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._claims.add(topic, command.key, None if lifetime is None else lifetime / 1000)
         outcome = connection.begin(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
         await self._answers.promise(outcome, command.ref)
-
-    # Too much: what a client may ask for
-
-    def _limited(self, receive: Any, send: Any) -> Callable[[], Coroutine[Any, Any, Any]]:
-        """`receive`, but what is too much is refused at once, unread, and is neither kept nor dispatched."""
-        settings = get_settings()
-        bucket = Bucket(settings.max_frames_per_second, settings.max_frame_burst, time.monotonic)
-
-        async def limited() -> Any:
-            while True:
-                message = await receive()
-                data: str | bytes = message.get("text") or message.get("bytes") or ""
-                if message["type"] != "websocket.receive":
-                    return message
-                try:
-                    wait = bucket.take(1 + len(data) // settings.max_frame_bytes)
-                    if wait and (bucket.refusals >= TOO_MANY_REFUSALS or not is_pong(message.get("text") or "")):
-                        raise RateLimited(math.ceil(wait * 1000))
-                    if len(data) <= settings.max_frame_bytes:
-                        return message
-                    require_size(data, settings.max_frame_bytes)
-                except EphemeralStateError as error:
-                    if bucket.refusals >= TOO_MANY_REFUSALS:
-                        return await self._cut_off(send)
-                    ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                    await self._ephemeral_lifecycle().send(_frame(encode_refusal(error, ref)))
-                    await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
-
-        return limited
-
-    async def _cut_off(self, send: Any) -> Any:
-        self._ephemeral_lifecycle().end(abnormal=True)  # before: from now on, what cannot be sent is no fault
-        log.info(
-            "client_too_fast",
-            "client %(client)s does not slow down, ended its connection with %(code)s",
-            client=getattr(self, "channel_name", ""),  # it may be as fast as that
-            code=REFUSED_TOO_OFTEN,
-        )
-        with suppress(Exception):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await send({"type": "websocket.close", "code": REFUSED_TOO_OFTEN})
-        return {"type": "websocket.disconnect", "code": REFUSED_TOO_OFTEN}
 
     # Revocation
 

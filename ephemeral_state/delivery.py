@@ -9,7 +9,7 @@ from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol
 
 from .outbox import Outbox
-from .protocol import Event, Ref, add_ref, encode_events
+from .protocol import Event, Part, Ref, add_ref, encode_events
 from .state import Entry, Topic
 
 __all__ = ["Delivery", "Direct", "Dispatched", "News", "Send", "View"]
@@ -26,20 +26,20 @@ class View(Protocol):
 
     def entries(self) -> Sequence[Entry]: ...
 
-    def snapshot(self) -> str:
-        """The frame that tells of all entries."""
+    def snapshot(self) -> tuple[str, Sequence[Event]]:
+        """The frame that tells of all entries, but for those that do not fit into it."""
 
 
 class News:
     """Events of one topic on their way to many sockets: what they send is made once."""
 
-    __slots__ = ("_frame", "_texts", "events", "topic")
+    __slots__ = ("_parts", "_texts", "events", "topic")
 
     def __init__(self, topic: Topic, events: Sequence[Event]) -> None:
         self.topic = topic
         self.events = events
         self._texts: Sequence[str] | None = None
-        self._frame: str | None = None
+        self._parts: list[Part] | None = None
 
     def texts(self) -> Sequence[str]:
         """For those that take one event in each frame."""
@@ -47,11 +47,11 @@ class News:
             self._texts = [event.text for event in self.events]
         return self._texts
 
-    def frame(self) -> str:
+    def parts(self) -> list[Part]:
         """For subscribers that take several events in one frame."""
-        if self._frame is None:
-            self._frame = encode_events(self.topic.name, self.events)
-        return self._frame
+        if self._parts is None:
+            self._parts = encode_events(self.topic.name, self.events)
+        return self._parts
 
 
 class Delivery(Protocol):
@@ -133,6 +133,7 @@ class Direct:
         self._ask = ask
         self._unread = 0  # characters sent since the question that was answered last
         self._asked_at: int | None = None  # how many of those were sent when the open question was asked
+        self._read: asyncio.Future[None] | None = None
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
         self._batched: set[Topic] = set()
@@ -151,8 +152,21 @@ class Direct:
             return
         self._unread -= self._asked_at
         self._asked_at = None
+        self._no_longer_held()
         if self._waiting and self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
+
+    async def until_read(self) -> None:
+        """Return when the peer has read enough to be sent something long that is none of the stream."""
+        while self.held and not self._closed:
+            self._read = asyncio.get_running_loop().create_future()
+            await self._read
+
+    def count(self, text: str) -> None:
+        """This is sent beside the stream, and is to be read too."""
+        self._unread += len(text)
+        if self._unread >= _ASK:
+            self._ask_once()
 
     def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
         if self._closed:
@@ -164,15 +178,20 @@ class Direct:
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
         else:
-            self._push([add_ref(view.snapshot(), ref)])
+            text, rest = view.snapshot()
+            self._push([add_ref(text, ref)])
+            if rest:
+                self.hear(News(topic, rest))
 
     def hear(self, news: News) -> None:
         events = news.events
         if events and not self._closed and not self._is_behind():
             if news.topic in self._batched:
-                self._push([news.frame()])
-                return
-            events = events[self._push(news.texts()) :]
+                parts = news.parts()
+                parts = parts[self._push([part.text for part in parts]) :]
+                events = [event for part in parts for event in part.events]
+            else:
+                events = events[self._push(news.texts()) :]
         if events and not self._closed:
             self._waiting.add(news.topic, events)
 
@@ -183,11 +202,16 @@ class Direct:
     def close(self) -> None:
         self._closed = True
         self._waiting.clear()
+        self._no_longer_held()
         if self._sending is not None:
             self._sending.cancel()
 
     def _is_behind(self) -> bool:
         return self._sending is not None or bool(self._waiting) or self.held
+
+    def _no_longer_held(self) -> None:
+        if self._read is not None and not self._read.done():
+            self._read.set_result(None)
 
     def _ask_once(self) -> bool:
         """Ask the peer whether it has read what was sent, unless it is being asked. True if it is to read first."""
@@ -226,9 +250,7 @@ class Direct:
         return taken
 
     async def _send_text(self, text: str) -> None:
-        self._unread += len(text)
-        if self._unread >= _ASK:
-            self._ask_once()
+        self.count(text)
         await self._send({"type": "websocket.send", "text": text})
 
     async def _drain(self, rest: Awaitable[None] | None) -> None:
@@ -238,9 +260,12 @@ class Direct:
             while self._waiting and not self.held:
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
-                    await self._send_text(add_ref(what.view.snapshot(), what.ref))
+                    text, others = what.view.snapshot()
+                    self._waiting.add(topic, others)  # before: what comes while this is sent is newer
+                    await self._send_text(add_ref(text, what.ref))
                 elif topic in self._batched:
-                    await self._send_text(encode_events(topic.name, what))
+                    for part in encode_events(topic.name, what):
+                        await self._send_text(part.text)
                 else:
                     await self._send_text(what[0].text)
         except Exception as error:
@@ -251,6 +276,7 @@ class Direct:
     def _lost(self, error: BaseException) -> None:
         self._closed = True
         self._waiting.clear()
+        self._no_longer_held()
         self._gone(error)
 
 

@@ -15,7 +15,7 @@ from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
-from .protocol import PLAIN, Event, Flow, Ref, decode_batch, encode_snapshot
+from .protocol import PLAIN, Event, Flow, Ref, decode_batch, encode_welcome
 from .replica import Replica
 from .state import Entry, Revision, Snapshot, Topic
 from .stores.base import Store
@@ -108,6 +108,11 @@ class Hub:
         """The store may have gone back to an earlier state: read every topic again, once all have written back."""
         for feed in self._feeds.values():
             feed.doubt()
+
+    def size(self, topic: Topic) -> int:
+        """The characters of the topic's latest snapshot; 0 if nobody was sent one."""
+        feed = self._feeds.get(topic)
+        return feed.size if feed is not None else 0
 
     def others(self, topic: Topic, key: str) -> int | None:
         """How many other keys the topic has, as seen from here; `None` if it is not followed."""
@@ -373,7 +378,7 @@ class _Feed:
         self.topic = topic
         self.replica = Replica(topic)
         self._lanes: dict[Flow, _Lane] = {}
-        self._encoded = _Encoded(-1, 0.0, "")
+        self._encoded = _Encoded(-1, 0.0, "", ())
         self.waiters = 0
         self.generation = 0
         self.patient_until = 0.0
@@ -412,13 +417,17 @@ class _Feed:
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
 
-    def snapshot(self) -> str:
+    def snapshot(self) -> tuple[str, Sequence[Event]]:
         """Encoded once for all who join within a moment, as after a deploy everybody does."""
         now = _now()
         if self._encoded.version != self.replica.version or now - self._encoded.at > _SNAPSHOT_AGE:
-            text = encode_snapshot(self.topic.name, self.replica.entries(now))
-            self._encoded = _Encoded(self.replica.version, now, text)
-        return self._encoded.text
+            text, rest = encode_welcome(self.topic.name, self.replica.entries(now))
+            self._encoded = _Encoded(self.replica.version, now, text, rest)
+        return self._encoded.text, self._encoded.rest
+
+    @property
+    def size(self) -> int:
+        return len(self._encoded.text) + sum(len(event.text) for event in self._encoded.rest)
 
     def agrees(self, revision: Revision) -> bool:
         return self.replica.agrees(revision) and not self.doubted
@@ -459,7 +468,7 @@ class _Seat:
         self._feed.has_looked(self._delivery)
         return self._feed.entries()
 
-    def snapshot(self) -> str:
+    def snapshot(self) -> tuple[str, Sequence[Event]]:
         self._feed.has_looked(self._delivery)
         return self._feed.snapshot()
 
@@ -468,6 +477,7 @@ class _Encoded(NamedTuple):
     version: int
     at: float
     text: str
+    rest: Sequence[Event]
 
 
 class _Lane:

@@ -44,6 +44,7 @@ class Lifecycle:
         client_id: Callable[[], str | None],
         dispatched: bool,
         ping_interval: float = 0,
+        read_ahead: int = READ_AHEAD,
         about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """`client_id` tells the consumer's channel name, once it has one. `dispatched`: the consumer wants to
@@ -54,6 +55,7 @@ class Lifecycle:
         self._send = send
         self._client_id = client_id
         self._about = about
+        self._most_ahead = read_ahead
         self._accepted = False
         self._over = False
         self._connection: Connection | None = None
@@ -87,6 +89,11 @@ class Lifecycle:
             if self._over:
                 self._connection.end(abnormal=True)
         return self._connection
+
+    @property
+    def client_id(self) -> str | None:
+        """`None` until the consumer has a channel."""
+        return self._client_id()
 
     def require_accepted(self) -> None:
         """Raise `NotAccepted` if nothing can be sent to the client yet, `ConnectionGone` if never again."""
@@ -132,6 +139,10 @@ class Lifecycle:
             self._pump.exception()  # the consumer has had it from `receive`, if it asked
         if cancelled:
             raise asyncio.CancelledError
+
+    def forget_received(self) -> None:
+        """Drop what the consumer has not taken yet: nobody is there any more who wants to have it done."""
+        self._inbox.clear()
 
     def hand_in(self, message: Message) -> None:
         """Let the consumer handle a message of our own, after what has arrived."""
@@ -182,7 +193,7 @@ class Lifecycle:
                 if message["type"] == "websocket.disconnect":
                     self.end(abnormal=message.get("code") not in _GOODBYES)
                     return
-                while len(self._inbox) >= READ_AHEAD:
+                while len(self._inbox) >= self._most_ahead:
                     self._room.clear()
                     await self._room.wait()
         finally:
@@ -211,6 +222,17 @@ class Lifecycle:
                 raise
             self.peer_gone(error)
 
+    async def until_read(self) -> None:
+        """Return when the client has read enough of what it was sent to get a long answer."""
+        if self._direct is not None:
+            await self._direct.until_read()
+
+    async def answer(self, text: str) -> None:
+        """Send something long, which the client is to be asked for whether it has read it."""
+        if self._direct is not None:
+            self._direct.count(text)
+        await self.send({"type": "websocket.send", "text": text})
+
     async def _close(self, message: Message) -> None:
         self.end(abnormal=False)
         reading = not self._pump.done()
@@ -227,7 +249,7 @@ class Lifecycle:
     # Half-open connections: the client's host is gone, and nothing says so
 
     def _ping_or_give_up(self) -> None:
-        if len(self._inbox) >= READ_AHEAD:
+        if len(self._inbox) >= self._most_ahead:
             self._heard_at = self.loop.time()  # we do not listen, so it cannot be blamed for its silence
         silent = self.loop.time() - self._heard_at
         if self._over:
@@ -298,4 +320,6 @@ def _is_departure(error: BaseException) -> bool:
     """Whether a server says so that the client is not there any more."""
     if isinstance(error, OSError | asyncio.CancelledError):
         return True
+    if isinstance(error, RuntimeError) and "after sending 'websocket.close'" in str(error):
+        return True  # uvicorn, which has closed by itself, as it does when a client breaks the protocol
     return type(error).__name__ == "Disconnected" and type(error).__module__.startswith("autobahn")

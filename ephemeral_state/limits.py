@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 from .state import Topic
 
-__all__ = ["TOO_MANY_REFUSALS", "Bucket", "Claims"]
+__all__ = ["TOO_MANY_REFUSALS", "Bucket", "Claims", "Pace", "Penance"]
 
 TOO_MANY_REFUSALS: Final = 100
-"""In a row: so many, and the connection is ended."""
+"""Frames in a row: so many, and the connection is ended."""
 _PAUSE: Final = 0.25  # seconds
 
 
@@ -30,23 +31,68 @@ class Bucket:
         self._clock = clock
         self._tokens = float(burst)
         self._filled_at = self._shut_until = clock()
-        self.refusals = 0
-        """In a row, up to now."""
+        self.refusals = 0.0
+        """What was refused in a row, up to now."""
 
     def take(self, cost: float = 1) -> float:
-        """0 if the frame may pass; or else the seconds after which one like it may."""
+        """0 if the frame may pass; or else the seconds after which one like it may. `cost`: as how many it counts, as
+        a refused one, too."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
         cost = min(cost, self._burst)  # or it would never pass
         if now >= self._shut_until and self._tokens >= cost:
             self._tokens -= cost
-            self.refusals = 0
+            self.refusals = 0.0
             return 0.0
-        self.refusals += 1
+        self.refusals += cost
         if now >= self._shut_until:
             self._shut_until = now + _PAUSE
         return max(self._shut_until - now, (cost - self._tokens) / self._rate)
+
+    def charge(self, cost: float) -> None:
+        """For what has passed and turned out to be more. At most so much that a burst is due again."""
+        self._tokens = max(-self._burst, self._tokens - cost)
+
+
+class Pace:
+    """When the next command is carried out: some at once, then one after another."""
+
+    __slots__ = ("_ahead", "_clock", "_due", "_pause")
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        """`rate` in commands a second; `clock` in seconds."""
+        self._pause = 1 / rate
+        self._ahead = burst / rate
+        self._clock = clock
+        self._due = -math.inf
+
+    def take(self) -> float:
+        """The seconds to wait before the next one; 0: none."""
+        now = self._clock()
+        self._due = max(self._due, now - self._ahead) + self._pause
+        return max(0.0, self._due - now)
+
+
+class Penance:
+    """Who was sent away a moment ago, and waits until they are let in again."""
+
+    def __init__(self, seconds: float, most: int, clock: Callable[[], float]) -> None:
+        """No more than `most` of them are remembered, the latest."""
+        self._seconds = seconds
+        self._most = most
+        self._clock = clock
+        self._until: dict[str, float] = {}
+
+    def add(self, who: str) -> None:
+        self._until.pop(who, None)  # the latest are to be the last
+        self._until[who] = self._clock() + self._seconds
+        if len(self._until) > self._most:
+            del self._until[next(iter(self._until))]
+
+    def left(self, who: str) -> float:
+        """Seconds to wait; 0: none."""
+        return max(0.0, self._until.get(who, -math.inf) - self._clock())
 
 
 class Claims:

@@ -21,12 +21,14 @@ from .state import Change, Entry, Reason, Revision, Topic, UntilDisconnect
 __all__ = [
     "CLOSE_MESSAGE_TYPE",
     "GROUP_MESSAGE_TYPE",
+    "LONGEST",
     "PING",
     "PLAIN",
     "Batch",
     "Command",
     "Event",
     "Flow",
+    "Part",
     "Ref",
     "add_ref",
     "decode_batch",
@@ -44,6 +46,8 @@ __all__ = [
     "encode_set",
     "encode_snapshot",
     "encode_ttl",
+    "encode_welcome",
+    "fits",
     "flow",
     "is_pong",
     "peek_ref",
@@ -107,6 +111,31 @@ def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> st
     return _dumps(_with_ref(frame, ref))
 
 
+def encode_welcome(topic: str, entries: Sequence[Entry]) -> tuple[str, Sequence[Event]]:
+    """The snapshot that a subscriber gets, and what does not fit into it, to be told right after it."""
+    fitting = len(entries)
+    text = encode_snapshot(topic, entries)
+    while fitting > 1 and not fits(text):
+        fitting //= 2
+        text = encode_snapshot(topic, entries[:fitting])
+    return text, [_event_of(entry) for entry in entries[fitting:]]
+
+
+def _event_of(entry: Entry) -> Event:
+    text = encode_set(entry.topic.name, entry.key, entry.client_id, entry.payload)
+    values = (entry.key, entry.client_id, entry.payload)
+    return Event(*values, None, entry.expires_in_ms, text, Revision(0, 0), fresh=True)
+
+
+def fits(text: str) -> bool:
+    """Whether it may be one frame."""
+    return 4 * len(text) <= LONGEST or len(text if text.isascii() else text.encode()) <= LONGEST
+
+
+LONGEST: Final = 1_000_000
+"""Bytes of a frame that tells of several keys: daphne ends a connection that is to be sent one of more than 1 MiB."""
+
+
 def encode_hello(client_id: str) -> str:
     """The first frame of a connection: which `client_id` is the client's own."""
     return _dumps({"_orama": "ephemeral.hello", "client_id": client_id})
@@ -117,13 +146,22 @@ def add_ref(frame: str, ref: Ref) -> str:
     return frame if ref is None else f'{frame[:-1]},"ref":{_dumps(ref)}}}'
 
 
-def encode_events(topic: str, events: Iterable[Event]) -> str:
-    """`ephemeral.batch`: several events in one frame, no larger than the topic's snapshot could be.
+class Part(NamedTuple):
+    text: str
+    events: Sequence[Event]
+
+
+def encode_events(topic: str, events: Sequence[Event]) -> list[Part]:
+    """`ephemeral.batch`: several events in one frame, or in several frames where it would be too long.
 
     An event is `[key, payload]` where the key has the owner it had, `[key, payload, client_id]` where the owner is
     new, and `[key, null, client_id, reason]` for a clear. A payload is base64, or plain JSON itself.
     """
-    return f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
+    frame = f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
+    if len(events) < 2 or fits(frame):
+        return [Part(frame, events)]
+    half = len(events) // 2
+    return [*encode_events(topic, events[:half]), *encode_events(topic, events[half:])]
 
 
 def _encode_event(event: Event) -> str:

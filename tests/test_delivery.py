@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ephemeral_state.delivery import Direct, Dispatched, News
-from ephemeral_state.protocol import Event, encode_snapshot
+from ephemeral_state.protocol import LONGEST, Event, encode_welcome
 from ephemeral_state.state import Entry, Revision, Topic
 
 from .waiting import settle, until
@@ -29,7 +29,7 @@ class View:
         return self._entries
 
     def snapshot(self):
-        return encode_snapshot(TOPIC.name, self._entries)
+        return encode_welcome(TOPIC.name, self._entries)
 
 
 class Socket:
@@ -242,6 +242,51 @@ async def test_a_socket_that_takes_batches_and_falls_behind_gets_the_newest_valu
     assert rest == [["a", "YTk5"], ["b", "Yg==", "c"]]
 
 
+def large(size, count, payload="x"):
+    """So many entries, with about as many bytes on the wire each."""
+    return [Entry(TOPIC, f"k{n}", "c", payload.encode() * (size * 3 // 4), None) for n in range(count)]
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("payload", ["x", "é"])
+async def test_what_does_not_fit_into_a_snapshot_is_told_after_it(batch, behind, payload):
+    socket = Socket()
+    if behind:
+        socket.gate.clear()
+        socket.delivery.hear(News(Topic("", "other"), [set_event("a", "1")]))
+    entries = large(10_000, 250, payload)
+    socket.delivery.welcome(TOPIC, View(entries), ref=7, batch=batch)
+    socket.gate.set()
+    await settle()
+    socket.delivery.hear(News(TOPIC, [set_event("last", "{}")]))
+    snapshot, *more = map(json.loads, socket.texts[behind:])
+    assert snapshot["ref"] == 7
+    heard = [entry["key"] for entry in snapshot["entries"]]
+    for frame in more[:-1]:
+        heard += [key for key, *_ in frame["events"]] if batch else [frame["key"]]
+    assert heard == [f"k{n}" for n in range(250)]
+    assert max(len(text.encode()) for text in socket.texts) <= LONGEST
+    assert len(more) > 1
+
+
+async def test_a_batch_that_would_be_too_long_comes_in_several_frames_and_the_rest_waits_for_the_socket():
+    socket = Socket()
+    socket.delivery.welcome(TOPIC, View([]), None, batch=True)
+    socket.gate.clear()
+    events = [set_event(f"k{n}", "x" * 90_000) for n in range(40)]
+    socket.delivery.hear(News(TOPIC, events))
+    assert len(socket.texts) == 2
+    socket.delivery.hear(News(TOPIC, [clear_event("k39")]))
+    socket.gate.set()
+    await settle()
+    heard = [tuple(event[:2]) for text in socket.texts[1:] for event in json.loads(text)["events"]]
+    assert [key for key, _ in heard] == [f"k{n}" for n in range(40)]
+    assert heard[-1] == ("k39", None)
+    assert all(payload is not None for _, payload in heard[:-1])
+    assert max(map(len, socket.texts)) <= LONGEST
+
+
 async def test_subscribing_again_without_batches_ends_them():
     socket = Socket()
     for batch in (True, False):
@@ -331,3 +376,21 @@ async def test_a_snapshot_waits_for_a_held_peer_and_closing_forgets_all():
     peer.delivery.answered()
     peer.delivery.hear(News(TOPIC, [set_event("a", "1")]))
     assert len(peer.texts) == sent + 1
+
+
+async def test_what_is_sent_beside_the_stream_counts_and_waits_until_the_peer_has_read():
+    peer = Unread()
+    await peer.delivery.until_read()
+    peer.delivery.count("x" * 1_100_000)
+    assert (peer.asked, peer.delivery.held) == (1, True)
+    waiting = [asyncio.create_task(peer.delivery.until_read())]
+    await settle()
+    assert not waiting[0].done()
+    peer.delivery.answered()
+    await waiting[0]
+    peer.delivery.count("x" * 1_100_000)
+    gone = asyncio.create_task(peer.delivery.until_read())
+    await settle()
+    assert not gone.done()
+    peer.delivery.close()
+    await gone

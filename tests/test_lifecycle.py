@@ -20,7 +20,12 @@ from .live.server import until
 
 ALL = ["async", "async-json", "async-raw", "sync", "sync-json", "sync-raw"]
 ACCEPTS = {"do": "accept"}
-GONE = [OSError("gone"), ConnectionResetError("reset"), Disconnected("closed already")]
+GONE = [
+    OSError("gone"),
+    ConnectionResetError("reset"),
+    Disconnected("closed already"),
+    RuntimeError("Unexpected ASGI message 'websocket.send', after sending 'websocket.close'."),
+]
 
 
 @pytest.fixture

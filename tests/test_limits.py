@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ephemeral_state.limits import Bucket, Claims
+from ephemeral_state.limits import Bucket, Claims, Pace, Penance
 from ephemeral_state.protocol import decode_command, peek_ref
 from ephemeral_state.state import Topic
 
@@ -82,6 +82,56 @@ def test_never_more_than_the_burst_and_the_rate(frames: list[tuple[float, int]],
         if not bucket.take(cost):
             passed += min(cost, burst)
         assert passed <= burst + rate * (clock.now - 1000) + 1e-6
+
+
+def test_what_passed_and_turned_out_to_be_more_is_charged_up_to_a_burst(clock: Clock) -> None:
+    bucket = Bucket(10, 50, clock)
+    bucket.charge(45)
+    assert [bucket.take() for _ in range(5)] == [0] * 5
+    assert bucket.take() > 0
+    bucket.charge(10_000)
+    clock.now += 5.2
+    assert bucket.take() == 0
+
+
+def test_a_refused_frame_counts_as_many_as_it_would_have_cost(clock: Clock) -> None:
+    bucket = Bucket(10, 50, clock)
+    bucket.take(50)
+    bucket.take(30)
+    bucket.take(20)
+    assert bucket.refusals == 50
+
+
+def test_some_are_done_at_once_and_then_one_after_another(clock: Clock) -> None:
+    pace = Pace(100, 5, clock)
+    waits = []
+    for _ in range(10):
+        waits.append(pace.take())
+        clock.now += waits[-1]
+    assert waits == pytest.approx([0] * 5 + [0.01] * 5)
+    clock.now += 0.02
+    assert [pace.take() for _ in range(2)] == pytest.approx([0, 0])
+    assert pace.take() == pytest.approx(0.01)
+
+
+def test_whoever_keeps_to_the_pace_never_waits(clock: Clock) -> None:
+    pace = Pace(64, 1, clock)
+    for _ in range(10_000):
+        assert pace.take() == 0
+        clock.now += 1 / 64
+
+
+def test_penance_ends_and_only_the_latest_are_remembered(clock: Clock) -> None:
+    penance = Penance(2, 3, clock)
+    assert penance.left("a") == 0
+    for who in "abca":
+        penance.add(who)
+        clock.now += 0.25
+    assert [penance.left(who) for who in "abc"] == [1.75, 1.25, 1.5]
+    penance.add("d")
+    assert [penance.left(who) for who in "abcd"] == [1.75, 0, 1.5, 2]
+    clock.now += 2
+    assert not any(penance.left(who) for who in "abcd")
 
 
 def test_claims_end_with_their_time(clock: Clock) -> None:

@@ -1,0 +1,135 @@
+"""What is too much for one client, and that it costs the others nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ephemeral_state import api, gate
+from ephemeral_state.consumers import EphemeralStateConsumer
+from ephemeral_state.limits import Penance
+
+from .live.peer import Peer
+
+TOPIC = "t"
+
+
+@pytest.fixture
+def connect(settings: Any) -> Callable[..., Peer]:
+    def make(address: str = "192.0.2.1", **limits: int) -> Peer:
+        settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes", **limits}
+        peer = Peer(EphemeralStateConsumer.as_asgi())
+        peer.scope["client"] = (address, 4000)
+        return peer
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def penance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_penance", Penance(0.3, 10, time.monotonic))
+
+
+def say(peer: Peer, verb: str, **fields: Any) -> None:
+    frame = {"_orama": f"ephemeral.{verb}", "topic": TOPIC, **fields}
+    peer.arrive("websocket.receive", text=json.dumps(frame))
+
+
+def frames(peer: Peer) -> list[dict[str, Any]]:
+    return [json.loads(message["text"]) for message in peer.sent if message["type"] == "websocket.send"]
+
+
+async def answer(peer: Peer, ref: int) -> dict[str, Any]:
+    while (frame := await peer.frame()).get("ref") != ref:
+        pass
+    return frame
+
+
+async def flooded(peer: Peer) -> None:
+    """Sent away."""
+    async with peer:
+        for number in range(1000):
+            say(peer, "set", key=f"{number}", ref=number)
+        await peer.ended()
+    assert [message["code"] for message in peer.sent if message["type"] == "websocket.close"] == [4008]
+
+
+async def test_of_one_that_floods_little_is_done_before_it_is_sent_away(connect: Any) -> None:
+    peer = connect()
+    await flooded(peer)
+    kinds = [frame.get("code", frame["_orama"]) for frame in frames(peer)]
+    assert kinds.count("rate_limited") == 99
+    assert kinds.count("ephemeral.ok") < 100
+    assert await api.alist(TOPIC) == []
+
+
+async def test_one_that_sends_many_at_once_does_not_keep_the_others_waiting(connect: Any) -> None:
+    async with connect() as greedy, connect("192.0.2.2") as modest:
+        for number in range(400):
+            say(greedy, "set", key=f"{number % 200}", ref=number)
+        say(modest, "list", ref=1)
+        await answer(modest, 1)
+        assert len(frames(greedy)) < 100
+        await answer(greedy, 399)  # in the end all of it is done
+
+
+async def test_who_was_sent_away_waits_before_it_is_let_in_again_and_nobody_else_does(connect: Any) -> None:
+    await flooded(connect("192.0.2.1"))
+    async with asyncio.TaskGroup() as both:
+        again, other = connect("192.0.2.1"), connect("192.0.2.2")
+        back = both.create_task(again.__aenter__())
+        async with other:
+            assert frames(other)
+            assert again.sent == []
+        await back
+    say(again, "set", key="k", ref=1)
+    assert (await answer(again, 1))["_orama"] == "ephemeral.ok"
+    await again.__aexit__(None)
+
+
+async def test_who_gives_up_waiting_is_gone(connect: Any) -> None:
+    await flooded(connect())
+    again = connect()
+    back = asyncio.create_task(again.__aenter__())
+    again.leave()
+    await back
+    await again.ended()
+
+
+async def test_nobody_knows_where_a_client_without_an_address_comes_from(connect: Any) -> None:
+    for _ in range(2):
+        peer = connect()
+        del peer.scope["client"]
+        await flooded(peer)
+
+
+async def test_a_long_answer_counts_as_several_frames(connect: Any) -> None:
+    async with connect(MAX_FRAME_BYTES=4000, MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=1) as peer:
+        for number in range(10):
+            await api.aset(TOPIC, f"{number}", b"x" * 1500)
+        for ref in range(4):
+            say(peer, "list", ref=ref)
+            assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")
+
+
+async def test_a_snapshot_counts_as_several_frames_too(connect: Any) -> None:
+    async with connect(MAX_FRAME_BYTES=4000, MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=1) as peer:
+        for number in range(10):
+            await api.aset(TOPIC, f"{number}", b"x" * 1500)
+        for ref in range(4):
+            say(peer, "subscribe", ref=ref)
+            assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")
+
+
+async def test_refused_frames_of_great_length_end_the_connection_sooner(connect: Any) -> None:
+    peer = connect(MAX_FRAME_BYTES=4000, MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=1)
+    async with peer:
+        for _ in range(4):
+            peer.arrive("websocket.receive", text="x" * 100_000)
+        await peer.ended()
+    assert [frame.get("code") for frame in frames(peer)] == [None, "bad_frame", "rate_limited"]
