@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import churn, cursors, idle, metrics, plot, slow, steady, storm
+from benchmarks import churn, cursors, hostile, idle, metrics, plot, slow, steady, storm
 
 pytestmark = pytest.mark.skipif(not shutil.which("npm"), reason="the load generator needs Node and npm")
 
@@ -87,3 +87,11 @@ def test_a_slow_reader_is_at_the_truth_after_reading_again(run):
     for name, result in runs.items():
         assert result["wrong_at_the_end"] == 0, name
         assert result["delivered"] == result["expected"], name
+
+
+def test_beside_a_hostile_client_everything_arrives_and_nobody_else_is_sent_away(run):
+    runs = run(hostile, "--layers", "memory", "--seconds", "1", "--apps", "ours")
+    (result,) = runs.values()
+    assert result["delivered_share"] == 1
+    assert result["lost"] == 0
+    assert result["attacks"]["commands"] > 0

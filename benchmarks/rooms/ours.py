@@ -29,11 +29,13 @@ from ephemeral_state.policy import Policy  # noqa: E402
 
 
 class AllowAll(Policy):
+    """All but a client that means harm: it says so in its path, and may read the others' room, or nothing at all."""
+
     async def can_subscribe(self, scope: Any, namespace: str, topic: str) -> bool:
-        return True
+        return scope["path"] != "/denied"
 
     async def can_set(self, scope: Any, namespace: str, topic: str, key: str) -> bool:
-        return True
+        return scope["path"] == "/" or (scope["path"] == "/hostile" and topic.startswith("hostile"))
 
 
 application = EphemeralStateConsumer.as_asgi()

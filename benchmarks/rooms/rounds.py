@@ -107,12 +107,13 @@ def run(
     redis_url: str,
     *,
     timeout: float,
+    limited: bool = False,
     beside: Callable[[Server], AbstractContextManager[None]] | None = None,
     **options: Any,
 ) -> Result:
     """One run against a fresh server. `beside` is what goes on meanwhile."""
     dialect = "socketio" if contender.app == "socketio" else "frames"
-    with Server(contender, redis_url) as server, beside(server) if beside else nullcontext():
+    with Server(contender, redis_url, limited=limited) as server, beside(server) if beside else nullcontext():
         result = attack(script, server, timeout=timeout, dialect=dialect, subscribe=contender.subscribe, **options)
         if log := server.log().strip():
             result["log"] = log[-2000:]

@@ -47,7 +47,8 @@ class Contender(NamedTuple):
 class Server:
     """A context manager: the server answers when it is entered, and is killed when it is left."""
 
-    def __init__(self, contender: Contender, redis_url: str) -> None:
+    def __init__(self, contender: Contender, redis_url: str, *, limited: bool = False) -> None:
+        """`limited`: clients may send as much as a project allows that sets nothing, and no more."""
         self.port = _free_port()
         self.url = f"ws://{_HOST}:{self.port}/"
         self._contender = contender
@@ -57,6 +58,7 @@ class Server:
             "layer": contender.layer,
             "redis": redis_url,
             "prefix": unique_prefix(),
+            "limited": limited,
             "metrics_port": self._metrics_port,
             "opentelemetry": contender.variant != "without",
         }

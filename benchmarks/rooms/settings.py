@@ -24,9 +24,10 @@ CHANNEL_LAYERS = {
         "CONFIG": {"hosts": [_given["redis"]], "prefix": _given["prefix"]} if _shared else {},
     }
 }
-# One client writes as fast as the server lets it, and is not to be slowed down for that.
-_LIMITS = {"MAX_FRAMES_PER_SECOND": 10**6, "MAX_FRAME_BURST": 10**6}
-EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll", **_LIMITS}
+EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll"}
+if not _given["limited"]:
+    # One client writes as fast as the server lets it, and is not to be slowed down for that.
+    EPHEMERAL_STATE |= {"MAX_FRAMES_PER_SECOND": 10**6, "MAX_FRAME_BURST": 10**6}
 if _shared:
     EPHEMERAL_STATE |= {
         "BACKEND": "ephemeral_state.stores.redis.RedisStore",

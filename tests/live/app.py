@@ -39,6 +39,7 @@ from ephemeral_state.consumers import (
 )
 from ephemeral_state.errors import EphemeralStateError
 from ephemeral_state.policy import DenyAll, Policy
+from ephemeral_state.stores.base import Store
 
 disconnects: Counter[str] = Counter()
 """How often the app's own disconnect ran, by tag."""
@@ -331,6 +332,8 @@ async def inside(query: dict[str, str]) -> dict[str, Any]:
     entries = await api.alist(topic, namespace=query.get("namespace", "")) if topic is not None else []
     layer = get_channel_layer()
     here = node.current()
+    if "all" in query:
+        return {"all": await everything(here.store)}
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     return {
         "stored": await here.store.count(),
@@ -347,6 +350,16 @@ async def inside(query: dict[str, str]) -> dict[str, Any]:
         "disconnects": {tag: count for tag, count in disconnects.items() if tag.startswith(query.get("tag", ""))},
         "notes": {tag: words for tag, words in notes.items() if tag.startswith(query.get("tag", ""))},
     }
+
+
+async def everything(store: Store) -> list[list[Any]]:
+    """Of each live entry: its namespace, topic, key, owner, and the bytes of its payload."""
+    found, cursor = [], ""
+    while True:
+        page = await store.browse(cursor=cursor, limit=1000)
+        found += [[*entry.topic, entry.key, entry.client_id, len(entry.payload)] for entry in page.entries]
+        if not (cursor := page.cursor):
+            return found
 
 
 async def debug(scope: Any, receive: Any, send: Any) -> None:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -99,6 +100,16 @@ class Server:
 
     def log_position(self) -> int:
         return os.fstat(self._log.fileno()).st_size
+
+    def memory(self) -> int:
+        """Bytes that the process has to itself."""
+        assert self._process is not None
+        rollup = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text()
+        return 1024 * sum(int(kib) for kib in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", rollup, re.MULTILINE))
+
+    def url(self, kind: str, **query: Any) -> str:
+        """Of the WebSocket that serves this kind of consumer."""
+        return f"ws://{_HOST}:{self.port}{_path(kind, query)}"
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
         """Blocks; for use outside of an event loop."""
@@ -207,7 +218,7 @@ class Client:
         self.view = View()
         self.hello: dict[str, Any] = {}
         self._kind = kind
-        self._uri = f"ws://{_HOST}:{server.port}{_path(kind, query)}"
+        self._uri = server.url(kind, **query)
         self._ws: ClientConnection | None = None
         self._receive_buffer: int | None = None
 

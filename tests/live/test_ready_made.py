@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from .server import Client, Server
+from .hostile import encode
+from .server import Client, Server, is_a
 
 Frame = dict[str, Any]
 
@@ -216,6 +217,43 @@ async def test_many_bad_frames_leave_the_connection_open(server: Server, tag: st
         assert (await ask(client, "list", topic="T", ref="end")) is not None
         while client.view.welcomed == 0:
             await client.frame()
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_a_topic_that_is_too_large_for_one_frame_is_heard_all_the_same(
+    server: Server, tag: str, batch: bool
+) -> None:
+    """daphne ends a connection that is to be sent a frame of more than 1 MiB."""
+    payload = b64(bytes(16_384))
+    async with Client(server, "ready", namespace=tag) as ann, Client(server, "ready", namespace=tag) as bob:
+        keys = {f"k{number}" for number in range(150)}
+        for key in keys:
+            await ann.send({"_orama": "ephemeral.set", "topic": "T", "key": key, "payload": payload})
+        for _ in keys:
+            assert await answer(ann) == {"_orama": "ephemeral.ok"}
+        assert (await ask(bob, "list", topic="T"))["code"] == "too_many_entries"
+        heard = {entry["key"] for entry in (await ask(bob, "subscribe", topic="T", batch=batch))["entries"]}
+        await ask(ann, "set", topic="T", key="last")
+        while heard != {*keys, "last"}:
+            frame = await bob.frame()
+            if is_a("ephemeral.ping", frame):  # it is asked for whether it has read so much
+                await bob.send('{"_orama":"ephemeral.pong"}')
+            else:
+                heard |= {key for key, *_ in frame["events"]} if batch else {frame["key"]}
+
+
+async def test_what_was_asked_before_the_protocol_was_broken_is_no_fault_of_the_server(
+    server: Server, tag: str
+) -> None:
+    """uvicorn has closed the connection by itself when the answers come."""
+    since = server.log_position()
+    for _ in range(20):
+        async with Client(server, "ready", namespace=tag) as client:
+            frame = encode(command("list", ref=1).encode())
+            client.ws.transport.write(frame * 5 + encode(b"\xff"))
+            assert await client.closed() in (1006, 1007)
+    log = server.log(since)
+    assert log.count("Traceback") == log.count("Invalid UTF-8 sequence received from client")
 
 
 async def test_the_default_policy_forbids_everything(server: Server, tag: str) -> None:

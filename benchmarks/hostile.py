@@ -1,0 +1,79 @@
+"""People in a room, and somebody who means harm on the same server: how much longer the people wait for each other.
+
+`tests/live/hostile.py` attacks for a minute, from a process of its own: 10 000 commands a second, 100 000 topic names,
+frames of 1 MB, random frames, half-written ones, forbidden commands, large answers, and readers that do not read. It
+comes back at once when it is sent away. `ratio` is the p99 of the time from a writer to the readers while it attacks,
+over the same while it holds off, by turns in the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from benchmarks.rooms.load import prepare
+from benchmarks.rooms.report import Aim, Column, publish
+from benchmarks.rooms.rounds import Comparison, Result, compare, contenders, parser, run
+from benchmarks.rooms.servers import Contender
+from tests.live import hostile
+from tests.redis_server import RedisServer
+
+PEOPLE, RATE, TURNS = 20, 100, 6
+P99_AIM = 1.5
+GROWTH_AIM = 64.0  # MB
+COLUMNS = (
+    Column("p50 ms", "p50", ",.1f"),
+    Column("p50 without", "p50_without", ",.1f"),
+    Column("p99 ms", "p99", ",.1f"),
+    Column("p99 without", "p99_without", ",.1f"),
+    Column("ratio", "p99_ratio", ".2f"),
+    Column("arrived %", "delivered_share", ".1f", 100),
+    Column("growth MB", "growth", ".1f", 1e-6),
+    Column("server %", "server_cpu", ".0f", 100),
+    Column("load %", "load_cpu", ".0f", 100),
+)
+
+
+def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
+    made = []
+    for contender in comparison.results:
+        if contender.app == "ours":
+            ratio = comparison.median(contender, "p99_ratio")
+            made.append(Aim(f"{contender.name}: p99 of the people, with × without", ratio, P99_AIM, at_least=False))
+            growth = comparison.worst(contender, "growth")
+            megabytes = None if growth is None else growth / 1e6
+            made.append(Aim(f"{contender.name}: growth, MB, worst round", megabytes, GROWTH_AIM, at_least=False))
+    return made
+
+
+def main(arguments: list[str]) -> int:
+    made = parser("hostile", __doc__, rounds=3, seconds=60, layers=("memory",))
+    made.add_argument(
+        "--attacks", nargs="+", choices=list(hostile.ATTACKS), default=list(hostile.ATTACKS), help="default: all"
+    )
+    options = made.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.seconds = 1, min(options.seconds, 1.0)
+    prepare()
+    with RedisServer() as redis:
+
+        def once(contender: Contender) -> Result:
+            return run(
+                "hostile",
+                contender,
+                redis.url,
+                timeout=120 + 3 * options.seconds,
+                limited=True,
+                people=4 if options.quick else PEOPLE,
+                rate=RATE,
+                seconds=options.seconds,
+                turns=1 if options.quick else TURNS,
+                settle=0.2 if options.quick else 1.0,
+                begins=hostile.BEGINS,
+                hostile=[sys.executable, hostile.__file__, str(9 * options.seconds), "--attacks", *options.attacks],
+            )
+
+        fighters = contenders(options, bare=False)
+        title = f"{PEOPLE} people, {RATE} sets/s, {options.seconds:g} s"
+        comparison = compare(title, fighters, once, options.rounds)
+    return publish("hostile", options, [comparison], COLUMNS, aims(comparison, options))
