@@ -278,10 +278,10 @@ class Hub:
                 feed.doubted = False
             now = _now()
             self._tell(feed, feed.replica.reset(snapshot, asked_at, now, now - asked))
-            if not feed.replica.behind and not feed.doubted:
+            if feed.has_come_to(snapshot.revision):
                 return
             await asyncio.sleep(_PATIENCE)
-            if not feed.replica.behind and not feed.doubted:
+            if feed.has_come_to(snapshot.revision):
                 return
 
     def _tell(self, feed: _Feed, events: Sequence[Event]) -> None:
@@ -431,6 +431,11 @@ class _Feed:
 
     def agrees(self, revision: Revision) -> bool:
         return self.replica.agrees(revision) and not self.doubted
+
+    def has_come_to(self, revision: Revision) -> bool:
+        """Whether what was read is part of the replica. It is not where the stream went on meanwhile, so that the
+        snapshot was not used: what had come early, and was dropped for it, may have been the last of all."""
+        return not self.replica.behind and not self.doubted and self.replica.revision >= revision
 
     def doubt(self) -> None:
         """The store may have gone back to an earlier state, from where revisions are given out again. It is being

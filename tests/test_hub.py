@@ -713,6 +713,28 @@ async def test_a_message_that_comes_late_costs_no_read(rig):
     assert reads == []
 
 
+async def test_what_came_early_is_not_lost_when_what_was_missing_comes_while_the_store_is_read(rig):
+    rig.hub._beacon_interval = 3600
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    reading, may, snapshot = asyncio.Event(), asyncio.Event(), rig.store.snapshot
+
+    async def slow(topic):
+        taken = await snapshot(topic)
+        reading.set()
+        await may.wait()
+        return taken
+
+    rig.store.snapshot = slow
+    first, last = await rig.store.apply([Set("c", TOPIC, key) for key in "ab"])
+    await publish(rig.layer, last.changes)
+    await reading.wait()
+    await publish(rig.layer, first.changes)
+    await until(lambda: "a" in client.view)
+    may.set()
+    await until(lambda: "b" in client.view)
+
+
 async def test_a_message_that_is_on_its_way_when_the_beacon_asks_costs_no_read(rig):
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)
