@@ -82,7 +82,7 @@ async def scene(browser: Browser, url: str, *, dark: bool, size: tuple[int, int]
         await page.reload()  # so that nobody has just joined
         await expect(page.locator(".bubble")).to_have_count(len(SAID))
     for page in pages.values():
-        await expect(page.locator(".chip")).to_have_count(len(PEOPLE))
+        await expect(page.locator(".face")).to_have_count(len(PEOPLE))
         await page.evaluate("for (const line of document.querySelectorAll('.line')) line.remove()")
     for name, (x, y) in POINTING.items():
         box = await pages[name].locator("#stage").bounding_box()
@@ -132,7 +132,7 @@ async def animation(browser: Browser, url: str, path: Path) -> None:
     ada, grace = pages
     for page in pages:
         await page.reload()  # so that nobody has just joined
-        await expect(page.locator(".chip")).to_have_count(len(CROWD))
+        await expect(page.locator(".face")).to_have_count(len(CROWD))
         await page.evaluate("for (const line of document.querySelectorAll('.line')) line.remove()")
     frames: list[Image.Image] = []
 
@@ -161,12 +161,12 @@ async def animation(browser: Browser, url: str, path: Path) -> None:
         await ada.locator("#text").press_sequentially(part)
         await shoot(2)
     await grace.locator("#kill").click()
-    await expect(ada.locator(".chip")).to_have_count(1)
+    await expect(ada.locator(".face")).to_have_count(1)
     await shoot(4)
     await ada.locator("#text").press_sequentially(" gone.")
     await ada.press("#text", "Enter")
     await shoot(6)
-    await expect(ada.locator(".chip")).to_have_count(2)
+    await expect(ada.locator(".face")).to_have_count(2)
     await shoot(10)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME, loop=0, quality=80, method=6)
 

@@ -67,7 +67,7 @@ async def test_a_killed_browser_is_gone(demo: DemoProcess, tmp_path: Path) -> No
         room = ada.page.url
         async with BareChromium(program(), tmp_path) as other:
             await other.open(room)
-            await expect(ada.page.locator(".chip")).to_have_count(2)
+            await expect(ada.page.locator(".face")).to_have_count(2)
             other.kill()
             begin = time.monotonic()
             await ada.sees("Ada")
@@ -82,7 +82,7 @@ async def test_a_hidden_tab_neither_flickers_nor_goes(demo: DemoProcess, tmp_pat
         async with BareChromium(program(), tmp_path, soon) as other, websocket(demo, path) as watcher:
             await follow(watcher, path)
             tab = await other.open(ada.page.url)
-            await expect(ada.page.locator(".chip")).to_have_count(2)
+            await expect(ada.page.locator(".face")).to_have_count(2)
             await other.run(tab, "ticks = 0; setInterval(() => ticks++, 100); statuses = [];")
             live = "document.getElementById('status-text').textContent"
             watch = f"new MutationObserver(() => statuses.push({live})).observe(room, {{attributes: true}})"
@@ -105,7 +105,7 @@ async def test_a_hidden_tab_neither_flickers_nor_goes(demo: DemoProcess, tmp_pat
             assert heard == []
             assert await other.run(tab, "statuses") == []
             assert await other.run(tab, "ticks") < HIDDEN * 5  # it was throttled: this is about a hidden tab
-            await expect(ada.page.locator(".chip")).to_have_count(2)
+            await expect(ada.page.locator(".face")).to_have_count(2)
             await ada.say("Are you there?")
             await other.until(tab, "document.querySelector('.bubble')?.textContent === 'Are you there?'")
 
@@ -133,7 +133,7 @@ async def test_the_component_needs_no_more_than_a_strict_policy_allows_and_shows
                 "default-src 'none'; script-src 'self'; style-src 'self'" in answer.headers["content-security-policy"]
             )
             await window.page.evaluate(COMPONENT, fields)
-            await expect(window.page.locator(".chip .name")).to_have_text([MARKUP])
+            await expect(window.page.locator(".face .name")).to_have_text([MARKUP])
             seen.append(window)
         first, second = seen
         # Both set one key: the later one owns it, and the first sees it as another's.
@@ -148,7 +148,7 @@ async def test_the_component_needs_no_more_than_a_strict_policy_allows_and_shows
         assert await first.page.evaluate(style) == "grid"  # the component's own style is applied
         await admin_shows_markup_as_text(demo, window)
         await second.page.evaluate("document.querySelector('ephemeral-presence').remove()")
-        await expect(first.page.locator(".chip")).to_have_count(0)
+        await expect(first.page.locator(".face")).to_have_count(0)
         assert [window.errors for window in seen] == [[], []]
 
 

@@ -52,7 +52,7 @@ async def test_typing_is_seen_by_others_and_ends(demo: DemoProcess) -> None:
         seen = ada.page.locator("#typing-text")
         await grace.page.locator("#text").press_sequentially("W")
         await expect(seen).to_have_text("Grace is typing")
-        await expect(ada.page.locator(".chip.busy .name")).to_have_text(["Grace"])
+        await expect(ada.page.locator(".face.busy .name")).to_have_text(["Grace"])
         await expect(grace.page.locator("#typing-text")).to_be_empty()
         await hedy.page.locator("#text").press_sequentially("Y")
         await expect(seen).to_have_text(re.compile("^(Grace and Hedy|Hedy and Grace) are typing$"))
@@ -156,7 +156,7 @@ async def test_a_new_name_and_colour_are_seen_by_all(demo: DemoProcess) -> None:
         await ada.page.keyboard.press("ArrowRight")
         await ada.page.get_by_role("button", name="Save").click()
         await grace.sees("Grace", "عائشة 🌙")
-        await expect(ada.page.locator(".chip:has(.you) .name")).to_have_text("عائشة 🌙")
+        await expect(ada.page.locator(".face:has(.you) .name")).to_have_text("عائشة 🌙")
         await ada.say("It is still me")
         await expect(grace.page.locator(".author")).to_have_text(["عائشة 🌙"])
 

@@ -66,11 +66,11 @@ class Window:
 
     async def is_live(self) -> None:
         await expect(self.page.locator("#status-text")).to_have_text("Live")
-        await expect(self.page.locator(".chip:has(.you) .name")).to_have_text(self.name)
+        await expect(self.page.locator(".face:has(.you) .name")).to_have_text(self.name)
 
     async def sees(self, *names: str) -> None:
         """Exactly these people, oneself first."""
-        await expect(self.page.locator(".chip .name")).to_have_text(list(names))
+        await expect(self.page.locator(".face .name")).to_have_text(list(names))
 
     async def say(self, text: str) -> None:
         await self.page.fill("#text", text)

@@ -1,7 +1,7 @@
 export class EphemeralPresence extends HTMLElement {
-    connectedCallback(): Promise<import("./ephemeral-state.js").Topic | null | undefined>;
-    set room(room: Topic | null);
+    connectedCallback(): void;
     disconnectedCallback(): void;
+    set room(room: Topic | null);
     #private;
 }
 export type Entry = import("./ephemeral-state.js").Entry;
