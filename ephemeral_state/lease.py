@@ -26,12 +26,13 @@ class Judge:
 
     A killed process stops renewing, and its operating system closes its connection to the store: both are seen
     twice. A frozen one keeps the connection, and its lease runs out. If the store lost our own connection too, or
-    did not answer for a while, then that is no sign of anybody's death: another server may have taken its place, to
-    which a peer is connected only later. And a lease has run out only if it was seen for a while and not renewed: we
-    may be the first to read after the store was away, or has put its clock forward.
+    did not answer for a while, then that is no sign of anybody's death. And a lease has run out only if it was seen
+    for a while and not renewed: we may be the first to read after the store was away, or has put its clock forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, moves: bool = False) -> None:
+        """`moves`: see `Store`. After a move, only who was seen to have a connection to the new place can lose it."""
+        self._moves = moves
         self._last: float | None = None
         self._calm_until = 0.0
         self._seen: dict[tuple[str, str], float] = {}
@@ -46,12 +47,14 @@ class Judge:
             self._calm_until = now + 2 * BEAT
         self._last = now
         self._seen = {lease: self._seen.get(lease, now) for lease in map(_lease, roll.peers)}
-        if not roll.linked:
+        if not roll.linked and self._moves:
             self._seen_linked = set()
         elif self._seen_linked is not None:
             self._seen_linked &= {peer.node for peer in roll.peers}
             self._seen_linked |= {peer.node for peer in roll.peers if peer.linked}
-        unlinked = {_lease(peer) for peer in roll.peers if not peer.linked and self._may_be_killed(peer)}
+        unlinked = {
+            _lease(peer) for peer in roll.peers if not peer.linked and roll.linked and self._may_be_killed(peer)
+        }
         killed, self._unlinked = unlinked & self._unlinked, unlinked
         if now < self._calm_until:
             return []
@@ -123,7 +126,7 @@ class Lease:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        judge = Judge()
+        judge = Judge(moves=self._store.moves)
         written = loop.time()
         while not self._stopping.is_set():
             started = loop.time()

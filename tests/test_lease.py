@@ -48,12 +48,22 @@ def test_a_peer_that_is_frozen_is_dead_when_its_lease_has_run_out(judge):
 def test_when_the_store_cut_us_too_nobody_is_dead(judge):
     judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), BEAT)
     assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1), linked=False), 2 * BEAT) == []
+    for n in range(3, 6):
+        assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), n * BEAT) == []
+    assert names(judge.dead(roll(unlinked("p", 1), alive("q", 2)), 6 * BEAT)) == ["p"]
+
+
+def test_where_the_store_may_have_moved_a_peer_that_is_not_linked_there_yet_is_alive_until_its_lease_is_over():
+    judge = Judge(moves=True)
+    judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), BEAT)
+    assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1), linked=False), 2 * BEAT) == []
     for n in range(3, 20):
         assert judge.dead(roll(unlinked("p", 1), unlinked("q", 1)), n * BEAT) == []
     assert names(judge.dead(roll(Peer("p", 0, False, "1"), alive("q", 2)), 20 * BEAT)) == ["p"]
 
 
-def test_a_peer_that_was_linked_again_after_the_store_cut_us_can_be_killed_again(judge):
+def test_where_the_store_may_have_moved_a_peer_that_was_linked_there_can_be_killed_again():
+    judge = Judge(moves=True)
     judge.dead(roll(unlinked("p", 1), unlinked("q", 1), linked=False), BEAT)
     for n in range(2, 6):
         assert judge.dead(roll(alive("p", n), unlinked("q", 1)), n * BEAT) == []

@@ -98,6 +98,11 @@ class Store(ABC):
         self.limits = limits
 
     @property
+    def moves(self) -> bool:
+        """Whether another server may take its place while others still use the one before."""
+        return False
+
+    @property
     def held(self) -> int:
         """How many entries it keeps in the memory of this process. For any thread."""
         return 0

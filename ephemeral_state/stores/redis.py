@@ -107,6 +107,10 @@ class RedisStore(Store):
         self._inherited: list[object] = []
         self._tally = _Tally()
 
+    @property
+    def moves(self) -> bool:
+        return any("master_name" in host for host in self._hosts)
+
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
         """As the contract says. Redis is busy for about 10 µs per write and per entry that a `Drop` removes.
 
