@@ -16,7 +16,7 @@ from . import hostile
 from .server import DEADLINE, SERVERS, Client, Server, is_a
 from .test_ready_made import ask
 
-SECONDS = float(os.environ.get("EPHEMERAL_HOSTILE_SECONDS", "15"))
+SECONDS = float(os.environ.get("EPHEMERAL_HOSTILE_SECONDS", "10"))
 GROWTH = 64e6
 """Bytes that the server's memory may grow by. An attack that is kept, or a client that is sent what it does not read,
 would be hundreds of millions within seconds."""
