@@ -125,7 +125,7 @@ application = ProtocolTypeRouter(
 
 
 lifespan = with_lifespan(application)
-noting = _noting(application)
+noting = _noting(lifespan)
 
 
 def _uvicorn(application: str, fd: int) -> None:

@@ -66,7 +66,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            start_new_session=True,  # a server may have children, and signals are for all of them
+            start_new_session=True,  # a server may have children, and some signals are for all of them
             **more,
         )
         return self._process
@@ -76,19 +76,19 @@ class _Process:
         return self._process is not None and self._process.poll() is None
 
     def send(self, number: int) -> float:
-        """Send it a signal, and return when."""
+        """Send it a signal, and return when. Those that cannot be handled go to its children too."""
         assert self._process is not None
         sent = time.monotonic()
-        self._process.send_signal(number)
+        if number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+        else:
+            self._process.send_signal(number)
         return sent
 
     def kill(self) -> float:
-        """SIGKILL it, with its children, and return when."""
-        assert self._process is not None
-        sent = time.monotonic()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        return sent
+        """SIGKILL it, and return when."""
+        return self.send(signal.SIGKILL)
 
     def wait(self, seconds: float) -> int:
         """Its exit code. Raises `subprocess.TimeoutExpired`."""
