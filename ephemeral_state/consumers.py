@@ -398,6 +398,14 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
             await self._answers.given()
             await self.send(answer)
 
+    async def send(  # type: ignore[override] # as in Channels itself
+        self, text_data: str | None = None, bytes_data: bytes | None = None, close: Any = False
+    ) -> None:
+        """As Channels has it. Whether the client reads its answers is to be known, as with what is streamed to it."""
+        if text_data is not None:
+            self._ephemeral_lifecycle().count(text_data)
+        await super().send(text_data, bytes_data, close)
+
     def _read(self, text: str | None, binary: bytes | None) -> Command:
         if text is None:
             raise InvalidFrame(f"binary frame of {len(binary or b'')} bytes: commands are text frames")
@@ -438,13 +446,12 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._followed.add(topic)
 
     async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:
-        lifecycle = self._ephemeral_lifecycle()
-        await lifecycle.until_read()
+        await self._ephemeral_lifecycle().until_read()
         text = encode_snapshot(topic.name, await connection.list(topic), ref)
-        self._gate.charge(len(text))
+        self._gate.charge(len(text), waits=True)
         if not fits(text):
             raise TooManyEntries(f"{len(text)} characters are too much for one answer: subscribe to the topic")
-        await lifecycle.answer(text)
+        await self.send(text)
 
     async def _set(self, connection: Connection, topic: Topic, command: Command) -> None:
         settings = get_settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Sequence
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol
@@ -26,8 +27,8 @@ class View(Protocol):
 
     def entries(self) -> Sequence[Entry]: ...
 
-    def snapshot(self) -> tuple[str, Sequence[Event]]:
-        """The frame that tells of all entries, but for those that do not fit into it."""
+    def snapshot(self) -> tuple[str, Sequence[str]]:
+        """The frame that tells of all entries, and those for what does not fit into it."""
 
 
 class News:
@@ -98,12 +99,12 @@ class _Waiting:
                 del self._topics[topic]
 
     def pop(self, batched: Container[Topic] = ()) -> tuple[Topic, _Welcome | list[Event]]:
-        """What is to be sent next: one event, or of a batched topic all."""
+        """What is to be sent next: one event, or of a batched topic as many as make a long frame."""
         topic, waiting = next(iter(self._topics.items()))
         if isinstance(waiting, _Welcome):
             del self._topics[topic]
             return topic, waiting
-        events = waiting.pop_all() if topic in batched else [waiting.pop()]
+        events = waiting.pop_some(_ASK) if topic in batched else [waiting.pop()]
         if not waiting:
             del self._topics[topic]
         return topic, events
@@ -138,6 +139,7 @@ class Direct:
         self._context = contextvars.copy_context()
         self._batched: set[Topic] = set()
         self._waiting = _Waiting()
+        self._rest: deque[tuple[Topic, str]] = deque()  # of a snapshot of which the beginning was sent
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -153,7 +155,7 @@ class Direct:
         self._unread -= self._asked_at
         self._asked_at = None
         self._no_longer_held()
-        if self._waiting and self._sending is None and not self._closed:
+        if (self._rest or self._waiting) and self._sending is None and not self._closed:
             self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
 
     async def until_read(self) -> None:
@@ -179,9 +181,8 @@ class Direct:
             self._waiting.welcome(topic, view, ref)
         else:
             text, rest = view.snapshot()
-            self._push([add_ref(text, ref)])
-            if rest:
-                self.hear(News(topic, rest))
+            texts = [add_ref(text, ref), *rest]
+            self._rest.extend((topic, text) for text in texts[self._push(texts) :])
 
     def hear(self, news: News) -> None:
         events = news.events
@@ -198,16 +199,17 @@ class Direct:
     def forget(self, topic: Topic) -> None:
         self._batched.discard(topic)
         self._waiting.forget(topic)
+        if self._rest:
+            self._rest = deque(each for each in self._rest if each[0] != topic)
 
     def close(self) -> None:
-        self._closed = True
-        self._waiting.clear()
+        self._drop()
         self._no_longer_held()
         if self._sending is not None:
             self._sending.cancel()
 
     def _is_behind(self) -> bool:
-        return self._sending is not None or bool(self._waiting) or self.held
+        return self._sending is not None or bool(self._rest) or bool(self._waiting) or self.held
 
     def _no_longer_held(self) -> None:
         if self._read is not None and not self._read.done():
@@ -257,11 +259,14 @@ class Direct:
         try:
             if rest is not None:
                 await rest
-            while self._waiting and not self.held:
+            while (self._rest or self._waiting) and not self.held:
+                if self._rest:
+                    await self._send_text(self._rest.popleft()[1])
+                    continue
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
-                    text, others = what.view.snapshot()
-                    self._waiting.add(topic, others)  # before: what comes while this is sent is newer
+                    text, rest_of_it = what.view.snapshot()
+                    self._rest.extend((topic, text) for text in rest_of_it)
                     await self._send_text(add_ref(text, what.ref))
                 elif topic in self._batched:
                     for part in encode_events(topic.name, what):
@@ -273,9 +278,13 @@ class Direct:
         finally:
             self._sending = None
 
-    def _lost(self, error: BaseException) -> None:
+    def _drop(self) -> None:
         self._closed = True
         self._waiting.clear()
+        self._rest.clear()
+
+    def _lost(self, error: BaseException) -> None:
+        self._drop()
         self._no_longer_held()
         self._gone(error)
 

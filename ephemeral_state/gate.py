@@ -25,6 +25,7 @@ REFUSED_TOO_OFTEN: Final = 4008
 """The close code for a client that does not slow down."""
 _CLOSE_TIMEOUT: Final = 1.0  # seconds that the server may take to close; the connection is over already
 _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
+_ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
 _IN_A_ROW: Final = 8  # commands carried out before others have their turn
@@ -72,7 +73,7 @@ class Gate:
                 if self._bucket.refusals >= TOO_MANY_REFUSALS:
                     return await self._send_away()
                 ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                await self._lifecycle().send({"type": "websocket.send", "text": encode_refusal(error, ref)})
+                await self._refuse(encode_refusal(error, ref))
                 await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
             else:
                 return message
@@ -80,14 +81,23 @@ class Gate:
     async def turn(self) -> None:
         """Wait until the client's next command may be carried out: one that sends many at once has not the server for
         itself, and of one that floods most are still waiting when it is sent away."""
+        if self._lifecycle().over:
+            return  # it has left, and what is left to do is to refuse what it asked for
         wait = self._pace.take()
         self._served += 1
         if wait or self._served % _IN_A_ROW == 0:
             await asyncio.sleep(wait)
 
-    def charge(self, characters: int) -> None:
-        """It got so large an answer."""
-        self._bucket.charge(characters // self._piece)
+    def charge(self, characters: int, *, waits: bool = False) -> None:
+        """It got so large an answer. `waits`: what it has asked for already is put off, too."""
+        cost = characters // _ANSWER
+        self._bucket.charge(cost)
+        if waits:
+            self._pace.put_off(cost)
+
+    async def _refuse(self, text: str) -> None:
+        self._lifecycle().count(text)
+        await self._lifecycle().send({"type": "websocket.send", "text": text})
 
     def _judge(self, data: str | bytes) -> None:
         """Raises `RateLimited` or `InvalidFrame`."""

@@ -110,7 +110,7 @@ class Hub:
             feed.doubt()
 
     def size(self, topic: Topic) -> int:
-        """The characters of the topic's latest snapshot; 0 if nobody was sent one."""
+        """The characters of the topic's latest snapshot, or of the frame that begins it; 0 if nobody was sent one."""
         feed = self._feeds.get(topic)
         return feed.size if feed is not None else 0
 
@@ -417,7 +417,7 @@ class _Feed:
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
 
-    def snapshot(self) -> tuple[str, Sequence[Event]]:
+    def snapshot(self) -> tuple[str, Sequence[str]]:
         """Encoded once for all who join within a moment, as after a deploy everybody does."""
         now = _now()
         if self._encoded.version != self.replica.version or now - self._encoded.at > _SNAPSHOT_AGE:
@@ -427,7 +427,7 @@ class _Feed:
 
     @property
     def size(self) -> int:
-        return len(self._encoded.text) + sum(len(event.text) for event in self._encoded.rest)
+        return len(self._encoded.text)
 
     def agrees(self, revision: Revision) -> bool:
         return self.replica.agrees(revision) and not self.doubted
@@ -473,7 +473,7 @@ class _Seat:
         self._feed.has_looked(self._delivery)
         return self._feed.entries()
 
-    def snapshot(self) -> tuple[str, Sequence[Event]]:
+    def snapshot(self) -> tuple[str, Sequence[str]]:
         self._feed.has_looked(self._delivery)
         return self._feed.snapshot()
 
@@ -482,7 +482,7 @@ class _Encoded(NamedTuple):
     version: int
     at: float
     text: str
-    rest: Sequence[Event]
+    rest: Sequence[str]
 
 
 class _Lane:

@@ -227,11 +227,10 @@ class Lifecycle:
         if self._direct is not None:
             await self._direct.until_read()
 
-    async def answer(self, text: str) -> None:
-        """Send something long, which the client is to be asked for whether it has read it."""
+    def count(self, text: str) -> None:
+        """The client is to be asked for whether it has read this, too."""
         if self._direct is not None:
             self._direct.count(text)
-        await self.send({"type": "websocket.send", "text": text})
 
     async def _close(self, message: Message) -> None:
         self.end(abnormal=False)
@@ -281,8 +280,12 @@ class Lifecycle:
         self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, self._asked)
 
     def _give_up_if_held(self, asked: int) -> None:
-        # Whatever else it says: it does not read, or does not tell, and would never hear of anything again.
-        if not self._over and self._pongs < asked and self._direct is not None and self._direct.held:
+        if self._over or self._pongs >= asked or self._direct is None:
+            return
+        if not self._direct.held:  # it may be, later, and is not asked again before it has answered
+            self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, asked)
+        else:
+            # Whatever else it says: it does not read, or does not tell, and would never hear of anything again.
             log.info(
                 "client_stuck",
                 "client %(client)s has not read what was sent for %(seconds).0f s, ending its connection",

@@ -73,6 +73,10 @@ class Pace:
         self._due = max(self._due, now - self._ahead) + self._pause
         return max(0.0, self._due - now)
 
+    def put_off(self, cost: float) -> None:
+        """The last one was as good as so many more."""
+        self._due += cost * self._pause
+
 
 class Penance:
     """Who was sent away a moment ago, and waits until they are let in again."""

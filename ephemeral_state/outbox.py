@@ -54,6 +54,15 @@ class Outbox:
         self._events.clear()
         return events
 
+    def pop_some(self, characters: int) -> list[Event]:
+        """The next events to tell, one at least, until their texts are as long as that."""
+        events = []
+        while self._events and characters > 0:
+            event = self.pop()
+            events.append(event)
+            characters -= len(event.text)
+        return events
+
 
 class Log:
     """All that there is to hear, in order. Only for what is soon to be sent: nothing bounds it."""

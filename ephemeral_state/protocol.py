@@ -106,25 +106,23 @@ def encode_entry(entry: Entry) -> dict[str, Any]:
     return fields
 
 
-def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> str:
-    frame = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": [encode_entry(e) for e in entries]}
+def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None, more: int = 0) -> str:
+    told = [encode_entry(entry) for entry in entries]
+    frame: dict[str, Any] = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": told}
+    if more:
+        frame["more"] = more
     return _dumps(_with_ref(frame, ref))
 
 
-def encode_welcome(topic: str, entries: Sequence[Entry]) -> tuple[str, Sequence[Event]]:
-    """The snapshot that a subscriber gets, and what does not fit into it, to be told right after it."""
+def encode_welcome(topic: str, entries: Sequence[Entry]) -> tuple[str, Sequence[str]]:
+    """The snapshot that a subscriber gets, and what does not fit into it, as set frames that are sent right after it.
+    It says how many: a client has seen the whole topic only with the last of them."""
     fitting = len(entries)
     text = encode_snapshot(topic, entries)
     while fitting > 1 and not fits(text):
         fitting //= 2
-        text = encode_snapshot(topic, entries[:fitting])
-    return text, [_event_of(entry) for entry in entries[fitting:]]
-
-
-def _event_of(entry: Entry) -> Event:
-    text = encode_set(entry.topic.name, entry.key, entry.client_id, entry.payload)
-    values = (entry.key, entry.client_id, entry.payload)
-    return Event(*values, None, entry.expires_in_ms, text, Revision(0, 0), fresh=True)
+        text = encode_snapshot(topic, entries[:fitting], more=len(entries) - fitting)
+    return text, [encode_set(topic, entry.key, entry.client_id, entry.payload) for entry in entries[fitting:]]
 
 
 def fits(text: str) -> bool:

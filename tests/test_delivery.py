@@ -260,14 +260,54 @@ async def test_what_does_not_fit_into_a_snapshot_is_told_after_it(batch, behind,
     socket.gate.set()
     await settle()
     socket.delivery.hear(News(TOPIC, [set_event("last", "{}")]))
-    snapshot, *more = map(json.loads, socket.texts[behind:])
-    assert snapshot["ref"] == 7
-    heard = [entry["key"] for entry in snapshot["entries"]]
-    for frame in more[:-1]:
-        heard += [key for key, *_ in frame["events"]] if batch else [frame["key"]]
+    snapshot, *more, last = socket.texts[behind:]
+    begun = json.loads(snapshot)
+    assert (begun["ref"], begun["more"]) == (7, len(more))
+    heard = [entry["key"] for entry in begun["entries"]] + [json.loads(text)["key"] for text in more]
     assert heard == [f"k{n}" for n in range(250)]
+    assert "last" in last or last == "{}"
     assert max(len(text.encode()) for text in socket.texts) <= LONGEST
-    assert len(more) > 1
+
+
+async def test_what_belongs_to_a_snapshot_comes_before_all_else_however_slowly_it_is_read():
+    peer = Unread()
+    entries = large(10_000, 250, "x")
+    peer.delivery.welcome(TOPIC, View(entries), None)
+    assert peer.delivery.held
+    sent = len(peer.texts)
+    assert sent < 150
+    peer.delivery.hear(News(TOPIC, [set_event("k249", "newer"), clear_event("k248")]))
+    peer.delivery.welcome(Topic("", "other"), View([]), "other")
+    for _ in range(3):
+        peer.delivery.answered()
+        await settle()
+    snapshot, *more = map(json.loads, peer.texts[: 1 + json.loads(peer.texts[0])["more"]])
+    assert [e["key"] for e in (*snapshot["entries"], *more)] == [f"k{n}" for n in range(250)]
+    assert peer.texts[1 + len(more) : 3 + len(more)] == ["newer", "clear k248"]
+    assert json.loads(peer.texts[-1])["ref"] == "other"
+
+
+async def test_what_belongs_to_a_snapshot_of_a_topic_that_is_left_is_not_sent():
+    peer = Unread()
+    peer.delivery.welcome(TOPIC, View(large(10_000, 250, "x")), None)
+    peer.delivery.welcome(Topic("", "other"), View([]), "other")
+    sent = len(peer.texts)
+    peer.delivery.forget(TOPIC)
+    peer.delivery.answered()
+    await settle()
+    assert [json.loads(text).get("ref") for text in peer.texts[sent:]] == ["other"]
+
+
+async def test_of_what_waits_for_a_peer_no_more_is_sent_at_once_than_it_may_have_unread():
+    peer = Unread()
+    peer.delivery.welcome(TOPIC, View([]), None, batch=True)
+    peer.delivery.count("x" * 1_100_000)
+    for n in range(600):
+        peer.delivery.hear(News(TOPIC, [set_event(f"k{n}", "x" * 16_000)]))
+    assert len(peer.texts) == 1
+    peer.delivery.answered()
+    await until(lambda: peer.delivery.held)
+    assert sum(map(len, peer.texts)) < 1_500_000
 
 
 async def test_a_batch_that_would_be_too_long_comes_in_several_frames_and_the_rest_waits_for_the_socket():

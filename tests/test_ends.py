@@ -132,6 +132,22 @@ async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_th
     await api.aclear("t", "much")
 
 
+async def test_a_client_that_was_asked_long_before_it_had_too_much_unread_is_ended_all_the_same(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.2)
+    monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)
+    client = Client(Following())
+    await until(lambda: client.texts)
+    for n in range(40):
+        await api.aset("t", "much", f"{n} {'x' * 12_000}")
+    await until(lambda: PING in client.texts)
+    await asyncio.sleep(0.5)
+    assert not client.task.done(), "it has not too much yet"
+    await set_much("x" * 12_000)
+    await until(client.task.done)
+    assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+    await api.aclear("t", "much")
+
+
 async def test_a_client_that_says_so_hears_of_the_newest_and_stays(monkeypatch):
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
     monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)

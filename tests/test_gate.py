@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ephemeral_state import api, gate
+from ephemeral_state import api, gate, lifecycle
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.limits import Penance
 
@@ -108,19 +108,54 @@ async def test_nobody_knows_where_a_client_without_an_address_comes_from(connect
         await flooded(peer)
 
 
-async def test_a_long_answer_counts_as_several_frames(connect: Any) -> None:
-    async with connect(MAX_FRAME_BYTES=4000, MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=1) as peer:
+@pytest.mark.parametrize("frame", [4000, 65_536])
+async def test_a_long_answer_counts_as_several_frames(connect: Any, frame: int) -> None:
+    async with connect(MAX_FRAME_BYTES=frame, MAX_FRAME_BURST=25, MAX_FRAMES_PER_SECOND=1) as peer:
         for number in range(10):
-            await api.aset(TOPIC, f"{number}", b"x" * 1500)
+            await api.aset(TOPIC, f"{number}", b"x" * 12_000)
         for ref in range(4):
             say(peer, "list", ref=ref)
             assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")
 
 
-async def test_a_snapshot_counts_as_several_frames_too(connect: Any) -> None:
-    async with connect(MAX_FRAME_BYTES=4000, MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=1) as peer:
+async def test_long_answers_are_given_one_after_another_though_they_were_asked_for_at_once(connect: Any) -> None:
+    async with connect(MAX_FRAME_BURST=50, MAX_FRAMES_PER_SECOND=5) as peer:
         for number in range(10):
-            await api.aset(TOPIC, f"{number}", b"x" * 1500)
+            await api.aset(TOPIC, f"{number}", b"x" * 12_000)
+        began = time.monotonic()
+        for ref in range(8):
+            say(peer, "list", ref=ref)
+        await answer(peer, 7)
+        # Each counts as 10, of which 20 a second are carried out; the first 32 are free.
+        assert time.monotonic() - began > 1.5
+
+
+async def test_what_a_client_asked_for_before_it_left_holds_up_nothing(connect: Any) -> None:
+    peer = connect(MAX_FRAMES_PER_SECOND=1)
+    async with peer:
+        for number in range(500):
+            say(peer, "set", key=f"{number}", ref=number)
+        await answer(peer, 0)
+        peer.leave()
+        began = time.monotonic()
+        await peer.ended()
+    assert time.monotonic() - began < 5  # and not two minutes
+
+
+async def test_a_client_that_reads_none_of_its_answers_is_ended(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.2)
+    peer = connect(MAX_FRAMES_PER_SECOND=10_000, MAX_FRAME_BURST=10_000)
+    async with peer:
+        for number in range(9000):
+            say(peer, "unsubscribe", ref=f"{number:0>120}")
+        await peer.ended()
+    assert [message["code"] for message in peer.sent if message["type"] == "websocket.close"] == [4000]
+
+
+async def test_a_snapshot_counts_as_several_frames_too(connect: Any) -> None:
+    async with connect(MAX_FRAME_BURST=25, MAX_FRAMES_PER_SECOND=1) as peer:
+        for number in range(10):
+            await api.aset(TOPIC, f"{number}", b"x" * 12_000)
         for ref in range(4):
             say(peer, "subscribe", ref=ref)
             assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")

@@ -87,7 +87,14 @@ class Reader:
             return
         kind = frame["_orama"]
         if kind == "ephemeral.snapshot":
-            there = {entry["key"]: (entry["client_id"], entry.get("payload", "")) for entry in frame["entries"]}
+            self.told, self.more = frame["entries"], frame.get("more", 0)
+        elif kind == "ephemeral.set" and self.more:
+            self.told, self.more = [*self.told, frame], self.more - 1
+            kind = "ephemeral.snapshot"
+        if kind == "ephemeral.snapshot":
+            if self.more:
+                return
+            there = {entry["key"]: (entry["client_id"], entry.get("payload", "")) for entry in self.told}
             for key in [key for key in self.entries if key not in there]:
                 self.clear(key, "missed")
             for key, (owner, payload) in there.items():

@@ -62,6 +62,8 @@ async def test_whoever_stays_is_not_touched_by_those_who_come_and_go(page: Page,
     await expect(names).to_have_text(["Me", "Bob", "Zoé"])
     assert await page.evaluate("faces().map(({ known }) => Boolean(known))") == [True, True, False]
     assert await page.evaluate("faces()[2].style.getPropertyValue('--hue')") == "60"
+    await page.evaluate("bob.room.set('here:Bob', { name: 'Bob', color: { toString: 1 } })")  # what is no colour
+    await expect(page.locator(".face.busy .name")).to_have_text(["Bob"])
     await page.evaluate("bob.room.clear('typing:Bob')")
     await expect(page.locator(".face.busy")).to_have_count(0)
     await page.evaluate("bob.room.set('here:Bob', 'no name')")

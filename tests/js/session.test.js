@@ -340,3 +340,53 @@ for (const [kind, fields] of BROKEN)
     wire.hear("set", { topic: "t", key: "b", client_id: "c1" });
     assert.equal(wire.line.view.entries.size, 2);
   });
+
+test("a long snapshot is not acted upon before all of it is there", () => {
+  const wire = joined("me");
+  for (const key of ["a", "z"]) wire.session.set("t", key, ONE, {});
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  for (const key of ["a", "z"]) wire.hear("set", { topic: "t", key, client_id: "me", payload: ONE });
+  wire.session.closed();
+  wire.session.opened();
+  wire.hear("hello", { client_id: "me again" });
+  wire.taken();
+  wire.changes.length = 0;
+  wire.hear("snapshot", { topic: "t", entries: [], more: 2 });
+  wire.hear("set", { topic: "t", key: "a", client_id: "me", payload: ONE });
+  assert.deepEqual([wire.taken(), wire.changes, wire.line.view.live], [[], [], false]);
+  wire.hear("set", { topic: "t", key: "z", client_id: "another", payload: TWO });
+  // What is still one's own is set again; what has a successor is not taken back.
+  assert.deepEqual(wire.taken(), [{ verb: "set", topic: "t", key: "a", payload: ONE, ttl_ms: null }]);
+  assert.deepEqual(wire.changes, [["t", "set", "z"]]);
+  assert.equal(wire.line.view.live, true);
+});
+
+test("a connection that is lost in the middle of a long snapshot begins anew", () => {
+  const wire = joined("me");
+  wire.session.closed();
+  wire.session.opened();
+  wire.hear("snapshot", { topic: "t", entries: [], more: 2 });
+  wire.session.closed();
+  wire.connect("me again", { t: [["a", "c", ONE]] });
+  wire.hear("set", { topic: "t", key: "b", client_id: "c", payload: TWO });
+  assert.deepEqual(shown(wire.line.view.entries), { a: ["c", ONE], b: ["c", TWO] });
+});
+
+test("no more is asked at once than may be refused in a row, and the rest when there are answers", () => {
+  const wire = joined("me");
+  for (let n = 0; n < 256; n++) wire.session.set("t", `k${n}`, n < 10 ? base64("x".repeat(30_000)) : ONE, {});
+  const all = [];
+  let open = [];
+  while (all.length < 256) {
+    const sent = wire.sent.map((frame) => ({ key: frame.key, ref: frame.ref, cost: 1 + Math.floor(JSON.stringify(frame).length / 16384) }));
+    wire.sent.length = 0;
+    assert.ok(sent.length > 0);
+    all.push(...sent.map(({ key }) => key));
+    open.push(...sent);
+    assert.ok(open.reduce((sum, { cost }) => sum + cost, 0) < 100);
+    if (all.length < 256) assert.equal(wire.session.due, Infinity); // an answer is what it waits for
+    for (const { ref } of open.splice(0, 30)) wire.session.received({ _orama: "ephemeral.ok", ref });
+    wire.session.flush();
+  }
+  assert.deepEqual(all, Array.from({ length: 256 }, (_, n) => `k${n}`));
+});

@@ -9,8 +9,7 @@
 import { face, style } from "./ephemeral-face.js";
 import { EphemeralState } from "./ephemeral-state.js";
 
-/** @typedef {import("./ephemeral-state.js").Entry} Entry */
-/** @typedef {import("./ephemeral-state.js").Topic} Topic */
+/** @typedef {import("./ephemeral-state.js").Entry} Entry @typedef {import("./ephemeral-state.js").Topic} Topic */
 
 /** @type {Map<string, EphemeralState>} one connection per address */
 const states = new Map();
@@ -20,6 +19,8 @@ export class EphemeralPresence extends HTMLElement {
   /** @type {Map<string, HTMLElement>} by key */ #faces = new Map();
   /** @type {Topic | null} */ #room = null;
   #stop = () => {};
+  #arranging = false;
+  #shown = () => /** @type {HTMLElement[]} */ ([...this.#list.children]);
   #option = (/** @type {string} */ name, otherwise = "") => this.getAttribute(name) ?? otherwise;
 
   connectedCallback() {
@@ -48,11 +49,12 @@ export class EphemeralPresence extends HTMLElement {
   #follow(room, left) {
     this.#stop();
     this.#stop = () => {};
+    this.#arranging = false;
     this.#faces.clear();
     this.#list.replaceChildren();
     if (!room) return;
     const looks = () => this.toggleAttribute("stale", room.stale);
-    const unsubscribe = room.subscribe(({ key }) => this.#changed(room, key));
+    const unsubscribe = room.subscribe(({ key }) => (looks(), this.#changed(room, key)));
     room.state.addEventListener("status", looks);
     this.#stop = () => (unsubscribe(), room.state.removeEventListener("status", looks), left?.());
     looks();
@@ -61,32 +63,36 @@ export class EphemeralPresence extends HTMLElement {
 
   /** @param {Topic} room @param {string} changed */
   #changed(room, changed) {
-    const [prefix, busy] = [this.#option("prefix", "here:"), this.#option("busy", "typing:")];
-    if (changed.startsWith(prefix)) this.#place(changed, room.entries.get(changed));
-    else if (!changed.startsWith(busy)) return;
-    const typing = [...room.entries.values()].filter(({ key, mine }) => key.startsWith(busy) && !mine);
-    for (const [key, face] of this.#faces)
-      face.classList.toggle("busy", typing.some(({ owner }) => owner === room.entries.get(key)?.owner));
+    if (changed.startsWith(this.#option("prefix", "here:"))) this.#place(changed, room.entries.get(changed));
+    else if (!changed.startsWith(this.#option("busy", "typing:"))) return;
+    if (!this.#arranging) queueMicrotask(() => this.#arrange(room)); // once for all changes of a frame
+    this.#arranging = true;
+  }
+
+  /** @param {Topic} room */
+  #arrange(room) {
+    this.#arranging = false;
+    const typing = [...room.entries.values()].filter(({ key, mine }) => key.startsWith(this.#option("busy", "typing:")) && !mine);
+    const busy = new Set(typing.map(({ owner }) => owner));
+    for (const [key, face] of this.#faces) face.classList.toggle("busy", busy.has(room.entries.get(key)?.owner ?? ""));
+    const most = Number(this.#option("max")) || Infinity;
+    this.#shown().forEach((face, at) => (face.hidden = at >= most));
+    this.#list.dataset.more = this.#faces.size > most ? `+${this.#faces.size - most}` : "";
   }
 
   /** Whoever looks as before is not touched. @param {string} key @param {Entry} [entry] */
   #place(key, entry) {
     const person = typeof entry?.value?.name === "string" ? entry.value : null;
-    const looks = person ? `${entry?.mine ? 0 : 1} ${person.name} ${person.color}` : ""; // and where: oneself first
+    const looks = person ? JSON.stringify([entry?.mine ? 0 : 1, person.name, person.color]) : ""; // and where: oneself first
     const old = this.#faces.get(key);
     if ((old?.dataset.looks ?? "") === looks) return;
     old?.remove();
     this.#faces.delete(key);
-    const shown = () => /** @type {HTMLElement[]} */ ([...this.#list.children]);
-    if (person) {
-      const made = face(person, Boolean(entry?.mine));
-      made.dataset.looks = looks;
-      this.#faces.set(key, made);
-      this.#list.insertBefore(made, shown().find(({ dataset }) => looks.localeCompare(dataset.looks ?? "") < 0) ?? null);
-    }
-    const most = Number(this.#option("max")) || Infinity;
-    shown().forEach((face, at) => (face.hidden = at >= most));
-    this.#list.dataset.more = this.#faces.size > most ? `+${this.#faces.size - most}` : "";
+    if (!person) return;
+    const made = face(person, Boolean(entry?.mine));
+    made.dataset.looks = looks;
+    this.#faces.set(key, made);
+    this.#list.insertBefore(made, this.#shown().find(({ dataset }) => looks.localeCompare(dataset.looks ?? "") < 0) ?? null);
   }
 }
 

@@ -43,6 +43,11 @@ export class View {
     live: boolean;
     /** A frame spoke of what this view has never heard of: it needs a snapshot. */
     lost: boolean;
+    /** @type {{ entries: Frame[], more: number } | null} a snapshot of which so many sets are still to come */
+    partial: {
+        entries: Frame[];
+        more: number;
+    } | null;
     name: string;
     ids: Set<string>;
     now: () => number;

@@ -117,6 +117,8 @@ export class View {
   live = false;
   /** A frame spoke of what this view has never heard of: it needs a snapshot. */
   lost = false;
+  /** @type {{ entries: Frame[], more: number } | null} a snapshot of which so many sets are still to come */
+  partial = null;
 
   /** @param {string} name @param {Set<string>} [ids] the ids that are one's own @param {() => number} [now] ms */
   constructor(name, ids = new Set(), now = Date.now) {
@@ -132,9 +134,9 @@ export class View {
   apply(frame) {
     switch (frame._orama) {
       case "ephemeral.snapshot":
-        return this.#snapshot(list(frame.entries).map(checked));
+        return this.#begin({ entries: list(frame.entries).map(checked), more: Number(frame.more) || 0 });
       case "ephemeral.set":
-        return this.#put(checked(frame));
+        return this.partial ? this.#gather(this.partial, checked(frame)) : this.#put(checked(frame));
       case "ephemeral.clear":
         return this.#remove(string(frame.key), frame.reason);
       case "ephemeral.batch":
@@ -146,6 +148,19 @@ export class View {
   /** @param {Reason} reason @returns {Change[]} */
   forget(reason) {
     return [...this.entries.keys()].flatMap((key) => this.#remove(key, reason));
+  }
+
+  /** A long snapshot comes in several frames, and only with the last one it is known who is gone. @param {{ entries: Frame[], more: number }} told */
+  #begin(told) {
+    this.partial = told.more > 0 ? told : null;
+    return this.partial ? [] : this.#snapshot(told.entries);
+  }
+
+  /** @param {{ entries: Frame[], more: number }} told @param {Frame} fields */
+  #gather(told, fields) {
+    told.entries.push(fields);
+    told.more -= 1;
+    return this.#begin(told);
   }
 
   /** @param {Frame[]} entries */
@@ -208,6 +223,8 @@ export class View {
 const RETRY = 2000; // ms until what the server could not do now is asked for again
 const FORMER = 16; // ids of former connections that are remembered
 const MAX_RATE = 1000;
+const OPEN = 64; // commands without an answer; a hundred that are refused in a row would end the connection
+const LONG = 16384; // characters of a command; each time so many, it counts once more
 
 /** The rules of a connection and of what outlives it. Pure but for what it is given: `send`, `now` and the callbacks. */
 export class Session {
@@ -219,8 +236,9 @@ export class Session {
   clientId = null;
   open = false;
   #ref = 0;
-  /** @type {Map<number, { name: string, key?: string, want?: Want }>} commands without an answer yet */
+  /** @type {Map<number, { name: string, key?: string, want?: Want, cost: number }>} commands without an answer yet */
   #asked = new Map();
+  #cost = 0;
   #hold = 0;
   #on;
 
@@ -287,9 +305,11 @@ export class Session {
   closed() {
     this.open = false;
     this.#asked.clear();
+    this.#cost = 0;
     for (const line of this.lines.values()) {
       line.state = "new";
       line.view.live = false;
+      line.view.partial = null;
       line.lastSent.clear();
       for (const want of line.wants.values()) if (!want.confirmed) want.sent = false;
     }
@@ -301,7 +321,7 @@ export class Session {
     if (!this.open) return due;
     for (const { state, due: again, wants } of this.lines.values()) {
       if (state === "again") due = Math.min(due, again);
-      if (settled(state)) for (const want of wants.values()) if (!want.sent) due = Math.min(due, want.due);
+      if (settled(state) && this.#cost < OPEN) for (const want of wants.values()) if (!want.sent) due = Math.min(due, want.due);
     }
     return Math.max(due, this.#hold);
   }
@@ -371,7 +391,8 @@ export class Session {
   #flush(name, line) {
     const now = this.now();
     if (!this.open || !settled(line.state) || now < this.#hold) return;
-    for (const [key, want] of line.wants) if (!want.sent && want.due <= now) this.#send(name, line, key, want);
+    for (const [key, want] of line.wants)
+      if (this.#cost < OPEN && !want.sent && want.due <= now) this.#send(name, line, key, want);
   }
 
   /** @param {string} name @param {Line} line @param {string} key @param {Want} want */
@@ -404,18 +425,31 @@ export class Session {
   /** @param {string} verb @param {string} name @param {Frame} fields @param {string} [key] @param {Want} [want] */
   #ask(verb, name, fields, key, want) {
     const ref = ++this.#ref;
-    this.#asked.set(ref, { name, key, want });
-    this.#on.send(JSON.stringify({ _orama: `ephemeral.${verb}`, topic: name, ...fields, ref }));
+    const text = JSON.stringify({ _orama: `ephemeral.${verb}`, topic: name, ...fields, ref });
+    const cost = 1 + Math.floor(text.length / LONG);
+    this.#asked.set(ref, { name, key, want, cost });
+    this.#cost += cost;
+    this.#on.send(text);
+  }
+
+  /** What it is that was answered. @param {any} ref */
+  #answered(ref) {
+    const asked = this.#asked.get(ref);
+    if (asked) this.#cost -= asked.cost;
+    this.#asked.delete(ref);
+    return asked;
   }
 
   /** @param {string} kind @param {Frame} frame */
   #told(kind, frame) {
     const name = string(frame.topic);
-    this.#asked.delete(frame.ref);
+    this.#answered(frame.ref);
     const line = this.lines.get(name);
     if (!line || line.state === "denied") return; // it was on its way when we left
+    const begun = line.view.partial !== null;
     const changes = line.view.apply(frame);
-    if (kind === "ephemeral.snapshot") this.#welcomed(name, line);
+    if (line.view.partial) return;
+    if (begun || kind === "ephemeral.snapshot") this.#welcomed(name, line);
     else for (const change of changes) this.#owned(line, change);
     if (line.view.lost && line.state === "live") this.#subscribe(name, line);
     this.#tell(name, changes);
@@ -462,8 +496,7 @@ export class Session {
 
   /** @param {number} ref */
   #confirmed(ref) {
-    const asked = this.#asked.get(ref);
-    this.#asked.delete(ref);
+    const asked = this.#answered(ref);
     if (!asked?.want) return;
     asked.want.confirmed = true;
     const wants = this.lines.get(asked.name)?.wants;
@@ -472,8 +505,7 @@ export class Session {
 
   /** @param {Frame} frame */
   #refused({ ref, code, message, retry_after_ms: ms }) {
-    const asked = this.#asked.get(ref);
-    this.#asked.delete(ref);
+    const asked = this.#answered(ref);
     const line = asked && this.lines.get(asked.name);
     const later = this.now() + (typeof ms === "number" ? ms : RETRY);
     const passing = code === "rate_limited" || code === "unavailable";
