@@ -288,7 +288,7 @@ def prefix(redis_url):
 
 
 @pytest.fixture
-def shell(tmp_path, redis_url, prefix, settings):
+def shell(tmp_path, redis_url, prefix, settings, request):
     settings.EPHEMERAL_STATE = {
         "BACKEND": "ephemeral_state.stores.redis.RedisStore",
         "OPTIONS": {"url": redis_url, "prefix": prefix, "timeout": 20},
@@ -299,7 +299,7 @@ def shell(tmp_path, redis_url, prefix, settings):
             "CONFIG": {"hosts": [redis_url], "prefix": prefix},
         }
     }
-    shell = Shell(tmp_path, redis_url, prefix)
+    shell = Shell(tmp_path, redis_url, prefix, **getattr(request, "param", {}))
     yield shell
     shell.end()
     # The loop of the api closes its connections when nobody has used it for a while, and to this store.
@@ -426,6 +426,7 @@ def test_the_processes_are_listed_alive_then_frozen_then_dying(shell):
 
 
 @pytest.mark.redis
+@pytest.mark.parametrize("shell", [{"LEASE": 3}], indirect=True)
 def test_what_the_only_process_left_behind_is_found_and_buried(shell):
     process, node = shell.hold()
     watch = shell.start("watch", "room", "--namespace", "acme")
