@@ -72,8 +72,7 @@ class Gate:
             except EphemeralStateError as error:
                 if self._bucket.refusals >= TOO_MANY_REFUSALS:
                     return await self._send_away()
-                ref = peek_ref(data) if isinstance(error, RateLimited) and isinstance(data, str) else None
-                await self._refuse(encode_refusal(error, ref))
+                await self._refuse(encode_refusal(error, peek_ref(data) if isinstance(data, str) else None))
                 await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
             else:
                 return message

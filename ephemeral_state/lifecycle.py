@@ -72,6 +72,7 @@ class Lifecycle:
         self._pinging: asyncio.Task[None] | None = None
         self._direct: Direct | None = None
         self._pings = self._pongs = 0
+        self._pinged_at = self._heard_at
         self._asked = 0  # the number of the ping that asks whether everything before it was read
         self._pump = self.loop.create_task(self._read_ahead())
 
@@ -262,7 +263,9 @@ class Lifecycle:
             )
             self._pinging = self.loop.create_task(self._give_up())
             return
-        if silent >= self._ping_interval and (self._pinging is None or self._pinging.done()):
+        # One that speaks is asked now and then, too: it may hear nothing else of us, and think that we are gone.
+        is_due = silent >= self._ping_interval or self.loop.time() - self._pinged_at >= 2 * self._ping_interval
+        if is_due and (self._pinging is None or self._pinging.done()):
             self._ping()
         # To the point: whoever vanishes is ended so long after what was last heard, and not up to a period later.
         wait = self._ping_interval - silent
@@ -272,6 +275,7 @@ class Lifecycle:
 
     def _ping(self) -> None:
         self._pings += 1
+        self._pinged_at = self.loop.time()
         self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": PING}))
 
     def _ask_whether_read(self) -> None:

@@ -95,6 +95,16 @@ async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monk
     await client.leaves(1000)
 
 
+async def test_a_client_that_speaks_all_the_time_is_asked_too_now_and_then():
+    client = Client(Pinging())
+    while client.texts.count(PING) < 3:
+        client.says("I am here")
+        await asyncio.sleep(0.01)
+        for _ in range(client.texts.count(PING)):
+            client.says('{"_orama": "ephemeral.pong"}')
+    await client.leaves(1000)
+
+
 class Following(Pinging):
     async def connect(self):
         await super().connect()

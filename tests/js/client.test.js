@@ -340,3 +340,82 @@ test("a silent server that pinged before counts as gone", async (t) => {
   await answered(() => state.status === "live");
   assert.equal(server.count, 2);
 });
+
+test("a server that pinged once is watched from the beginning of the next connection", async (t) => {
+  const state = connect();
+  await until(() => state.status === "live");
+  for (const socket of server.clients) socket.send('{"_orama":"ephemeral.ping"}');
+  await until(() => server.got.some(({ _orama }) => _orama === "ephemeral.pong"));
+  for (const socket of server.clients) socket.terminate();
+  await until(() => server.count === 2 && state.status === "live");
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: Date.now() });
+  for (const socket of server.clients) socket.terminate();
+  t.mock.timers.tick(1000);
+  for (let turn = 0; turn < 5000 && server.count < 3; turn++) await new Promise(setImmediate), t.mock.timers.tick(1);
+  for (let turn = 0; turn < 5000 && state.status !== "live"; turn++) await new Promise(setImmediate);
+  assert.equal(state.status, "live");
+  t.mock.timers.tick(31_000);
+  assert.equal(state.status, "stale");
+});
+
+test("a handshake that is never answered is given up, and tried again later", async (t) => {
+  const made = [];
+  class Silent {
+    constructor() { made.push(this); }
+    close() { this.closed = true; }
+  }
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const state = connect({ WebSocket: Silent });
+  t.mock.timers.tick(29_000);
+  assert.deepEqual([made.length, state.problems], [1, []]);
+  t.mock.timers.tick(2000);
+  t.mock.timers.tick(100); // of the wait that began in it
+  assert.deepEqual([made.length, made[0].closed, state.problems], [2, true, ["unreachable"]]);
+  state.close();
+});
+
+test("whoever was sent away for too much comes back later than otherwise", async (t) => {
+  const made = [];
+  class Socket {
+    constructor() { made.push(this); }
+    send() {}
+    close() {}
+  }
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const state = connect({ WebSocket: Socket, minDelay: 500, maxDelay: 15_000, random: () => 1 });
+  made[0].onopen();
+  t.mock.timers.tick(60_000);
+  made[0].onclose({ code: 4008, reason: "" });
+  t.mock.timers.tick(7900);
+  assert.equal(made.length, 1);
+  t.mock.timers.tick(200);
+  assert.equal(made.length, 2);
+  state.close();
+});
+
+test("an option that is no number is said, and a big number is one that is none", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  room.set("k", 1, { throttle: "50" });
+  room.set("k", 1, { ttl: 5n });
+  room.set("k", 1, { grace: "1" });
+  assert.deepEqual(state.problems, ["ttl_invalid", "ttl_invalid", "ttl_invalid"]);
+});
+
+test("a topic is left when the last of those that use it has let go", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  const [first, second] = [room.use(), room.use()];
+  await until(() => state.status === "live");
+  first();
+  await sleep(20);
+  const third = room.use();
+  second();
+  third();
+  const fourth = room.use(); // taken over in the same moment
+  await sleep(20);
+  assert.deepEqual(verbs().map(([verb]) => verb), ["subscribe"]);
+  fourth();
+  await until(() => server.got.length === 2);
+  assert.deepEqual(verbs().map(([verb]) => verb), ["subscribe", "unsubscribe"]);
+});

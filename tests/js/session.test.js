@@ -390,3 +390,41 @@ test("no more is asked at once than may be refused in a row, and the rest when t
   }
   assert.deepEqual(all, Array.from({ length: 256 }, (_, n) => `k${n}`));
 });
+
+test("what a server that stops refuses is asked for again", () => {
+  const wire = joined("me", { t: [["a", "c", ONE]] });
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("error", { code: "gone", message: "the connection has ended", ref: wire.refs[0] });
+  assert.deepEqual(wire.taken(), []);
+  wire.session.closed();
+  wire.connect("me again", { t: [["a", "c", ONE]] });
+  assert.deepEqual(wire.taken().slice(1), [{ verb: "set", topic: "t", key: "k", payload: ONE, ttl_ms: null }]);
+  wire.session.follow("u");
+  wire.taken();
+  wire.hear("error", { code: "gone", message: "the connection has ended", ref: wire.refs[0] });
+  assert.equal(wire.session.lines.get("u").state, "again");
+});
+
+test("leaving a topic is said again when it was too much, unless it is followed again", () => {
+  const wire = joined("me");
+  wire.session.set("t", "k", ONE, {});
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  wire.session.leave("t");
+  assert.deepEqual(wire.taken(), [{ verb: "clear", topic: "t", key: "k" }, { verb: "unsubscribe", topic: "t" }]);
+  const refuse = () => {
+    for (const ref of wire.refs) wire.hear("error", { code: "rate_limited", message: "", ref, retry_after_ms: 250 });
+  };
+  refuse();
+  assert.deepEqual(wire.taken(), []);
+  assert.equal(wire.session.due, wire.time + 250);
+  wire.time += 250;
+  wire.session.flush();
+  assert.deepEqual(wire.taken(), [{ verb: "clear", topic: "t", key: "k" }, { verb: "unsubscribe", topic: "t" }]);
+  refuse();
+  wire.session.follow("t");
+  wire.taken();
+  wire.time += 250;
+  wire.session.flush();
+  assert.deepEqual(wire.taken(), [{ verb: "clear", topic: "t", key: "k" }]);
+});

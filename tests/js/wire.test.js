@@ -53,7 +53,8 @@ for (const { name, text } of wire("frames"))
   });
 
 for (const row of wire("commands").filter(({ call }) => call))
-  test(`a call becomes the command of the fixture: ${row.name}`, () => {
+  test(`a call becomes the command of the fixture: ${row.name}`, (t) => {
+    t.mock.timers.enable({ apis: ["Date"], now: 1_000_000 }); // or a moment of the time to live may pass
     const sent = [];
     class Socket {
       send = (text) => sent.push(JSON.parse(text));

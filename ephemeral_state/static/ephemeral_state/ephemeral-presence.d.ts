@@ -1,7 +1,7 @@
 export class EphemeralPresence extends HTMLElement {
     connectedCallback(): void;
-    disconnectedCallback(): void;
     set room(room: Topic | null);
+    disconnectedCallback(): void;
     #private;
 }
 export type Entry = import("./ephemeral-state.js").Entry;

@@ -24,6 +24,8 @@ export class EphemeralPresence extends HTMLElement {
   #option = (/** @type {string} */ name, otherwise = "") => this.getAttribute(name) ?? otherwise;
 
   connectedCallback() {
+    const given = Object.getOwnPropertyDescriptor(this, "room")?.value; // set before this module was there
+    if (given && delete (/** @type {any} */ (this).room)) this.room = given;
     /** @type {ShadowRoot} */ (this.shadowRoot).adoptedStyleSheets = [style];
     this.#list.role = "list"; // Safari forgets it where there are no bullets
     const [url, topic, name] = [this.#option("url"), this.#option("topic"), this.#option("name")];
@@ -31,14 +33,13 @@ export class EphemeralPresence extends HTMLElement {
     const state = states.get(url) ?? new EphemeralState(url);
     states.set(url, state);
     const room = state.topic(topic);
+    const letGo = room.use();
     const key = this.#option("key") || this.#option("prefix", "here:") + crypto.getRandomValues(new Uint32Array(4)).join("-");
     if (name) room.set(key, { name });
-    this.#follow(room, () => name && room.clear(key));
+    this.#follow(room, () => (name && room.clear(key), letGo()));
   }
 
-  disconnectedCallback() {
-    this.#follow(null);
-  }
+  disconnectedCallback() { this.#follow(null); }
 
   set room(/** @type {Topic | null} */ room) {
     this.#room = room;
@@ -69,8 +70,7 @@ export class EphemeralPresence extends HTMLElement {
     this.#arranging = true;
   }
 
-  /** @param {Topic} room */
-  #arrange(room) {
+  #arrange(/** @type {Topic} */ room) {
     this.#arranging = false;
     const typing = [...room.entries.values()].filter(({ key, mine }) => key.startsWith(this.#option("busy", "typing:")) && !mine);
     const busy = new Set(typing.map(({ owner }) => owner));

@@ -21,9 +21,6 @@ import { useCallback, useEffect, useRef, useSyncExternalStore } from "react";
 /** @type {Seen} */
 const NOTHING = { entries: new Map(), status: "connecting", room: null };
 
-/** @type {WeakMap<Topic, number>} how many components use it */
-const users = new WeakMap();
-
 /**
  * Follow a topic while the component is there. When the last one that uses it goes, the topic is left, which clears
  * what is one's own in it.
@@ -39,7 +36,7 @@ export function useTopic(state, name, options) {
     (/** @type {() => void} */ changed) => {
       if (!state) return () => {};
       const room = state.topic(name, first.current);
-      users.set(room, (users.get(room) ?? 0) + 1);
+      const letGo = room.use();
       let waiting = false;
       const look = () => {
         // Once for all changes of a frame, and of several frames that come together.
@@ -57,9 +54,7 @@ export function useTopic(state, name, options) {
       return () => {
         stop();
         state.removeEventListener("status", look);
-        users.set(room, (users.get(room) ?? 1) - 1);
-        // Not at once: another component, or this one in strict mode, may take it over.
-        setTimeout(() => users.get(room) === 0 && room.leave());
+        letGo();
       };
     },
     [state, name],

@@ -129,6 +129,12 @@ export class Topic {
     subscribe(listener: (change: Change) => void): () => void;
     /** Follow it no more, and clear what is one's own in it. `state.topic(name)` begins anew. */
     leave(): void;
+    /**
+     * Count one more part of the page that uses it. When the last of them has let go, it is left: not at once, since
+     * another may take over.
+     * @returns {() => void} lets go
+     */
+    use(): () => void;
     /** @internal @param {Change} change */
     _tell(change: Change): void;
     /** Every change from now on. A reader that is slow gets the newest change per key. @returns {AsyncGenerator<Change>} */
@@ -257,4 +263,12 @@ export type Line = {
     due: number;
     plain: boolean;
     seen: boolean;
+};
+export type Asked = {
+    verb: string;
+    name: string;
+    fields: Frame;
+    key?: string;
+    want?: Want;
+    cost: number;
 };

@@ -220,10 +220,13 @@ export class View {
  *   state: "new" | "asked" | "again" | "live" | "denied", due: number, plain: boolean, seen: boolean }} Line
  */
 
+/** @typedef {{ verb: string, name: string, fields: Frame, key?: string, want?: Want, cost: number }} Asked */
+
 const RETRY = 2000; // ms until what the server could not do now is asked for again
 const FORMER = 16; // ids of former connections that are remembered
 const MAX_RATE = 1000;
 const OPEN = 64; // commands without an answer; a hundred that are refused in a row would end the connection
+const PASSING = ["rate_limited", "unavailable", "gone"]; // `gone` comes from a server that stops
 const LONG = 16384; // characters of a command; each time so many, it counts once more
 
 /** The rules of a connection and of what outlives it. Pure but for what it is given: `send`, `now` and the callbacks. */
@@ -236,8 +239,10 @@ export class Session {
   clientId = null;
   open = false;
   #ref = 0;
-  /** @type {Map<number, { name: string, key?: string, want?: Want, cost: number }>} commands without an answer yet */
+  /** @type {Map<number, Asked>} commands without an answer yet */
   #asked = new Map();
+  /** @type {Asked[]} what nobody wants any more and yet has to be said, when the server takes it */
+  #late = [];
   #cost = 0;
   #hold = 0;
   #on;
@@ -306,6 +311,7 @@ export class Session {
     this.open = false;
     this.#asked.clear();
     this.#cost = 0;
+    this.#late = [];
     for (const line of this.lines.values()) {
       line.state = "new";
       line.view.live = false;
@@ -319,6 +325,7 @@ export class Session {
   get due() {
     let due = Infinity;
     if (!this.open) return due;
+    if (this.#late.length) due = this.#hold;
     for (const { state, due: again, wants } of this.lines.values()) {
       if (state === "again") due = Math.min(due, again);
       if (settled(state) && this.#cost < OPEN) for (const want of wants.values()) if (!want.sent) due = Math.min(due, want.due);
@@ -329,6 +336,9 @@ export class Session {
   /** Send what is due. */
   flush() {
     if (!this.open) return;
+    if (this.#hold <= this.now())
+      for (const { verb, name, fields, key } of this.#late.splice(0))
+        if (verb !== "unsubscribe" || !this.lines.has(name)) this.#ask(verb, name, fields, key);
     for (const [name, line] of this.lines) {
       if (line.state === "again" && line.due <= this.now() && this.#hold <= this.now()) this.#subscribe(name, line);
       this.#flush(name, line);
@@ -427,7 +437,7 @@ export class Session {
     const ref = ++this.#ref;
     const text = JSON.stringify({ _orama: `ephemeral.${verb}`, topic: name, ...fields, ref });
     const cost = 1 + Math.floor(text.length / LONG);
-    this.#asked.set(ref, { name, key, want, cost });
+    this.#asked.set(ref, { verb, name, fields, key, want, cost });
     this.#cost += cost;
     this.#on.send(text);
   }
@@ -508,9 +518,12 @@ export class Session {
     const asked = this.#answered(ref);
     const line = asked && this.lines.get(asked.name);
     const later = this.now() + (typeof ms === "number" ? ms : RETRY);
-    const passing = code === "rate_limited" || code === "unavailable";
+    const passing = PASSING.includes(code);
     if (code === "rate_limited") this.#hold = Math.max(this.#hold, later);
-    if (line && asked.want && asked.key !== undefined && line.wants.get(asked.key) === asked.want) {
+    if (passing && asked && !asked.want && asked.verb !== "subscribe") {
+      this.#hold = Math.max(this.#hold, later);
+      this.#late.push(asked);
+    } else if (line && asked.want && asked.key !== undefined && line.wants.get(asked.key) === asked.want) {
       // The newest want of the key is the one to try again; what was refused for good is not wanted any more.
       if (passing) Object.assign(asked.want, { sent: false, due: later });
       else line.wants.delete(asked.key);
@@ -561,6 +574,7 @@ export class Topic {
   #line;
   /** @type {Set<(change: Change) => void>} */ #listeners = new Set();
   /** @type {Set<() => void>} */ #ends = new Set();
+  #users = 0;
 
   /** @param {string} name @param {EphemeralState} state @param {Session} session @param {TopicOptions} options */
   constructor(name, state, session, options) {
@@ -591,9 +605,9 @@ export class Topic {
    */
   set(key, value, options) {
     const { ttl, grace, throttle } = (options ??= {});
-    if (ttl !== undefined && ttl !== null && !(ttl > 0 && ttl < Infinity))
+    if (ttl !== undefined && ttl !== null && !(Number.isFinite(ttl) && ttl > 0))
       return this.#wrong("ttl_invalid", `ttl is a number of seconds above 0, not ${ttl}`, key);
-    if (![grace ?? 0, throttle ?? 0].every((number) => number >= 0 && number < Infinity))
+    if (![grace ?? 0, throttle ?? 0].every((number) => Number.isFinite(number) && number >= 0))
       return this.#wrong("ttl_invalid", "grace and throttle are numbers from 0", key);
     let payload;
     try {
@@ -658,6 +672,19 @@ export class Topic {
     this.#listeners.clear();
   }
 
+  /**
+   * Count one more part of the page that uses it. When the last of them has let go, it is left: not at once, since
+   * another may take over.
+   * @returns {() => void} lets go
+   */
+  use() {
+    this.#users++;
+    return () => {
+      this.#users--;
+      setTimeout(() => this.#users === 0 && this.leave());
+    };
+  }
+
   /** @internal @param {Change} change */
   _tell(change) {
     for (const listener of [...this.#listeners]) guarded(() => listener(change));
@@ -682,7 +709,7 @@ const DROPPED = 4001; // by us, and no goodbye: what has a grace keeps it
 const REVOKED = 4403;
 const REFUSED = 4008;
 const STEADY = 10_000; // ms after which a connection counts as a good one
-const SILENCE = 30_000; // ms; a server that pings does so after 8 s
+const SILENCE = 30_000; // ms; a server that pings does so twice in that time, whatever we say
 
 /**
  * A connection to a server of `django-ephemeral-state`. It begins at once, comes back by itself when it is lost, follows
@@ -705,6 +732,7 @@ export class EphemeralState extends EventTarget {
   #opened = 0;
   #heard = 0;
   #unreached = false;
+  #pings = false;
   /** @type {Set<string>} */ #warned = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #retry;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #tick;
@@ -784,15 +812,24 @@ export class EphemeralState extends EventTarget {
       socket = new (this.#options.WebSocket ?? WebSocket)(address(this.#url), this.#options.protocols ?? []);
     } catch (error) {
       this.#halted = "told"; // it would be refused the next time too
-      this._problem({ code: "bad_url", message: `cannot connect to ${this.#url}: ${error}` });
+      // Not at once: nobody can listen before the constructor has returned.
+      queueMicrotask(() => this._problem({ code: "bad_url", message: `cannot connect to ${this.#url}: ${error}` }));
       return;
     }
     this.#socket = socket;
     let opened = false;
+    this.#heard = Date.now();
+    this.#watch = setTimeout(() => {
+      socket.close(); // something has taken the connection, and says nothing
+      this.#lost(0, "", false);
+    }, SILENCE);
     socket.onopen = () => {
       opened = true;
       this.#unreached = false;
       this.#opened = this.#heard = Date.now();
+      clearTimeout(this.#watch);
+      this.#watch = undefined;
+      if (this.#pings) this.#watchOver();
       this.#session.opened();
       this._sent();
     };
@@ -807,7 +844,10 @@ export class EphemeralState extends EventTarget {
     let frame = data;
     try {
       frame = typeof data === "string" ? JSON.parse(data) : data;
-      if (frame?._orama === "ephemeral.ping") this.#watchOver();
+      if (frame?._orama === "ephemeral.ping") {
+        this.#pings = true;
+        this.#watchOver();
+      }
       if (frame && this.#session.received(frame)) return this._sent();
     } catch (error) {
       if (frame !== data)
@@ -829,6 +869,8 @@ export class EphemeralState extends EventTarget {
       this.#session.revoked();
       this._problem({ code: "revoked", message: reason || "the server has ended this user's rights" });
     }
+    if (this.#opened && Date.now() - this.#opened > STEADY) this.#failures = 0;
+    this.#opened = 0;
     if (code === REFUSED) {
       this.#failures += 4;
       this._problem({ code: "refused_too_often", message: "the server refused a hundred frames in a row" });
@@ -840,8 +882,6 @@ export class EphemeralState extends EventTarget {
   /** Connect again later: full jitter, so that all clients of a server that restarts come back spread out. */
   #wait() {
     const { minDelay, maxDelay, random } = this.#options;
-    if (this.#opened && Date.now() - this.#opened > STEADY) this.#failures = 0;
-    this.#opened = 0;
     const delay = random() * Math.min(maxDelay, minDelay * 2 ** this.#failures++);
     clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#socket || this.#halted || this.#connect(), delay);
