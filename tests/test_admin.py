@@ -614,6 +614,15 @@ def test_the_live_part_is_the_same_rows_and_304_while_only_time_passes(clearer, 
     assert clearer.get(URL + "live/", {"cursor": "garbage"}).status_code == 410
 
 
+def test_the_live_part_changes_with_the_owner_though_the_value_is_the_same(clearer):
+    api.set("room", "k", "v", client="ann", ttl=60)
+    mark = clearer.get(URL + "live/").headers["ETag"]
+    api.set("room", "k", "v", client="bob", ttl=60)
+    changed = clearer.get(URL + "live/", headers={"If-None-Match": mark})
+    assert changed.status_code == 200
+    assert notices(clear(clearer, *tokens(changed.content.decode()))) == ["Cleared 1 live entry."]
+
+
 @pytest.mark.django_db
 def test_every_page_takes_the_view_permission():
     api.set("room", "k", client="ann")

@@ -76,7 +76,15 @@ def tag(rows: Sequence[Mapping[str, Any]], *more: object) -> str:
     """Changes when something else is to be seen than time passing."""
     now = time.time() * 1000
     steady = [
-        (row["id"], row["payload"], row["size"], row["user"], row["process"], _deadline(now, row["left_ms"]))
+        (
+            row["id"],
+            row["sort"]["owner"],  # a row's token names it, and only a row that is sent anew has that of a new owner
+            row["payload"],
+            row["size"],
+            row["user"],
+            row["process"],
+            _deadline(now, row["left_ms"]),
+        )
         for row in rows
     ]
     return f'"{hashlib.blake2b(repr((steady, more)).encode(), digest_size=12).hexdigest()}"'
