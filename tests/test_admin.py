@@ -26,7 +26,7 @@ from ephemeral_state.admin import text as admin
 from ephemeral_state.admin.text import Identity
 from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
 from ephemeral_state.errors import StoreUnavailable
-from ephemeral_state.state import Outcome, Page, Set, Topic
+from ephemeral_state.state import Clear, Outcome, Page, Set, Topic
 from ephemeral_state.stores import get_store
 from ephemeral_state.stores.base import Report
 from ephemeral_state.stores.memory import MemoryStore
@@ -426,7 +426,19 @@ def test_clearing_what_is_gone_already_is_no_error(clearer):
     api.set("room", "k", client="ann")
     (token,) = tokens(page(clearer))
     api.clear("room", "k")
-    assert notices(clear(clearer, token)) == ["Cleared 1 live entry."]
+    assert notices(clear(clearer, token)) == ["1 was gone or taken over already."]
+    assert not LogEntry.objects.exists()
+
+
+def test_only_what_was_cleared_counts_and_is_logged(clearer):
+    for key in ("a", "b", "c"):
+        api.set("room", key, client="ann")
+    selected = tokens(page(clearer))
+    api.clear("room", "a")
+    api.set("room", "b", "new", client="bob")
+    assert notices(clear(clearer, *selected)) == ["Cleared 1 live entry.", "2 were gone or taken over already."]
+    assert set(live("room")) == {"b"}
+    assert LogEntry.objects.get().object_repr == "room › c, set by ann"
 
 
 @pytest.mark.parametrize("action", ["", "delete_selected", "no_such"])
@@ -481,7 +493,7 @@ def test_a_store_that_cannot_be_made_is_told_on_the_page(clearer, settings):
     assert "no.such.Store" in page(clearer, status=503)
 
 
-def test_what_could_not_be_cleared_is_counted(clearer, settings, monkeypatch):
+def test_what_could_not_be_cleared_is_counted(clearer, settings):
     for key in ("a", "b", "c"):
         api.set("room", key, client="ann")
     selected = tokens(page(clearer))
@@ -489,17 +501,37 @@ def test_what_could_not_be_cleared_is_counted(clearer, settings, monkeypatch):
     reason = "no answer from <redis> within 2 s"
     assert notices(clear(clearer, *selected)) == [f"Failed to clear 3 live entries: {reason}"]
 
-    answers = iter([None, StoreUnavailable(reason)])
 
-    def half(*args, **kwargs):
-        if error := next(answers):
-            raise error
+class Failing(MemoryStore):
+    """Clears what has an `a` in its key, and nothing else; counts its batches."""
 
-    monkeypatch.setattr(api, "clear", half)
-    assert notices(clear(clearer, *selected)) == [
-        "Cleared 1 live entry.",
-        f"Failed to clear 2 live entries: {reason}",
+    def __init__(self, limits):
+        super().__init__(limits)
+        self.batches = 0
+
+    async def apply(self, writes):
+        self.batches += 1
+        fault = Outcome((), StoreUnavailable("no answer"))
+        outcomes = []
+        for write in writes:
+            refused = isinstance(write, Clear) and "a" not in write.key
+            outcomes += [fault] if refused else await super().apply([write])
+        return outcomes
+
+
+def test_what_was_cleared_is_logged_though_others_could_not_be(clearer, settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.Failing"}
+    for key in ("a", "b", "c", "za"):
+        api.set("room", key, client="ann")
+    assert notices(clear(clearer, *tokens(page(clearer)))) == [
+        "Cleared 2 live entries.",
+        "Failed to clear 2 live entries: no answer",
     ]
+    assert set(live("room")) == {"b", "c"}
+    assert set(LogEntry.objects.values_list("object_repr", flat=True)) == {
+        "room › a, set by ann",
+        "room › za, set by ann",
+    }
 
 
 def test_a_missing_channel_layer_is_told(clearer, settings):
@@ -754,11 +786,46 @@ def test_clearing_a_topic_asks_first_and_is_logged():
     done = client.post(url, {"action": "clear_topic", "post": "yes"}, follow=True)
     assert notices(done) == ["Cleared 2 live entries."]
     assert (live("room", "n"), set(live("other", "n"))) == ({}, {"c"})
-    assert sorted(LogEntry.objects.values_list("object_repr", "change_message", "user__username")) == [
-        ("n › room › a, set by ann", "Cleared.", "staff-view_entry-clear_topic"),
-        ("n › room › b, set by ann", "Cleared.", "staff-view_entry-clear_topic"),
+    assert list(LogEntry.objects.values_list("object_repr", "change_message", "user__username")) == [
+        ("n › room", "Cleared 2 live entries of the topic.", "staff-view_entry-clear_topic"),
     ]
+    again = client.post(url, {"action": "clear_topic", "post": "yes"}, follow=True)
+    assert notices(again) == ["There was nothing to clear."]
+    assert LogEntry.objects.count() == 1
     assert client.post(URL, {"action": "clear_topic", "post": "yes"}).status_code == 403
+
+
+@pytest.mark.django_db
+def test_a_large_topic_is_cleared_in_a_few_batches_and_what_was_is_logged_though_the_rest_fails(settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.Failing", "MAX_KEYS_PER_CLIENT": 1000}
+    client = logged_in("view_entry", "clear_topic")
+
+    async def fill():
+        keys = [f"a{n:03}" for n in range(600)] + ["b0", "b1"]
+        await get_store().apply([Set("ann", Topic("", "room"), key, b"", 60_000) for key in keys])
+        get_store().batches = 0
+
+    asyncio.run(fill())
+    url = URL + "?namespace=&topic=room"
+    asked = client.post(url, {"action": "clear_topic"}).content.decode()
+    assert "clear all 602 live entries" in asked
+    assert asked.count("set by") == 100
+    assert get_store().batches == 0
+    done = client.post(url, {"action": "clear_topic", "post": "yes"}, follow=True)
+    assert notices(done) == ["Cleared 600 live entries.", "Failed to clear the whole topic: no answer"]
+    assert set(live("room")) == {"b0", "b1"}
+    assert get_store().batches == 2
+    assert LogEntry.objects.get().change_message == "Cleared 600 live entries of the topic."
+
+
+@pytest.mark.django_db
+def test_a_topic_that_cannot_be_read_is_told(settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.Mute"}
+    client = logged_in("view_entry", "clear_topic")
+    for post, told in (("", "Failed to read the topic"), ("yes", "Failed to clear the whole topic")):
+        data = {"action": "clear_topic", "post": post}
+        response = client.post(URL + "?namespace=&topic=room", data, follow=True)
+        assert notices(response) == [f"{told}: no answer from <redis> within 2 s"]
 
 
 @pytest.mark.django_db

@@ -1,4 +1,5 @@
-"""What is live, in Django's admin: `entries` the pages and acts, `reading` what they show, `text` how it is written."""
+"""What is live, in Django's admin: `entries` the pages, `reading` what they show, `text` how it is written, and `acts`
+what can be done to it."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ from ..background import wait
 from ..errors import EphemeralStateError
 from ..models import Entry
 from ..printing import printable
+from ..state import Topic
+from .acts import Clearing
 from .reading import Found, entry_page, find, overview, tag
 from .text import NAME_LENGTH, Filters, Identity, read_token, short
 
@@ -35,6 +37,7 @@ _CLEAR: Final = "clear_selected"
 _CLEAR_TOPIC: Final = "clear_topic"
 _DISCONNECT: Final = "disconnect"
 _DEFAULT_CODE: Final = 4000
+_SHOWN: Final = 100  # entries of a topic in the question whether to clear it
 _LOGGED: Final = 200  # characters of a description, as many as LogEntry keeps
 
 
@@ -217,20 +220,22 @@ class EntryAdmin(_ModelAdmin):
         namespace, topic = request.GET.get("namespace"), request.GET.get("topic")
         if namespace is None or topic is None:
             raise PermissionDenied
-        try:
-            live = api.list(topic, namespace=namespace)
-        except EphemeralStateError as error:
-            self.message_user(request, f"Failed to clear the topic: {error}", messages.ERROR)
-            return back
-        entries = [Identity(namespace, topic, entry.key, entry.client_id) for entry in live]
+        where = Topic(namespace, topic)
         if request.POST.get("post"):
-            self._clear(request, entries)
+            self._clear_all_of(request, where)
+            return back
+        try:
+            (number,) = api.count([topic], namespace=namespace).values()
+            first = api.browse(namespace=namespace, topic=topic, limit=_SHOWN).entries
+        except EphemeralStateError as error:
+            self.message_user(request, f"Failed to read the topic: {error}", messages.ERROR)
             return back
         question = (
-            f"Are you sure you want to clear all {len(entries)} live entries of this topic, and what will have been "
+            f"Are you sure you want to clear all {number} live entries of this topic, and what will have been "
             "set there until you say yes? Every subscriber will see them go. Their owners stay connected."
         )
-        return self._confirm(request, back, _CLEAR_TOPIC, question, entries[:100], {})
+        entries = [Identity(*where, entry.key, entry.client_id) for entry in first]
+        return self._confirm(request, back, _CLEAR_TOPIC, question, entries, {})
 
     def _disconnect(self, request: HttpRequest, back: HttpResponseRedirect) -> HttpResponse:
         try:
@@ -260,25 +265,42 @@ class EntryAdmin(_ModelAdmin):
         return back
 
     def _clear(self, request: HttpRequest, entries: Sequence[Identity]) -> None:
-        cleared: list[Identity] = []
-        fault = ""
-        for identity in entries:
-            try:
-                # For the owner that was seen: what a successor has set meanwhile stays.
-                api.clear(identity.topic, identity.key, client=identity.owner, namespace=identity.namespace)
-            except EphemeralStateError as error:
-                fault = str(error)
-                break  # a store that does not answer would take its whole time limit for each of the others
-            cleared.append(identity)
-        if cleared:
-            words = [f"{each.in_words()}, set by {each.shown()['owner']}" for each in cleared]
-            self._log(request, words, "Cleared.")
-            self.message_user(request, f"Cleared {self._count(len(cleared))}.", messages.SUCCESS)
+        done, fault = Clearing(), ""
+        try:
+            wait(lambda: done.entries(entries))
+        except EphemeralStateError as error:
+            fault = str(error)
+        finally:  # what is cleared is cleared, whatever became of the others
+            self._log(
+                request, [f"{each.in_words()}, set by {each.shown()['owner']}" for each in done.cleared], "Cleared."
+            )
+        self._tell(request, done)
         if fault:
-            text = f"Failed to clear {self._count(len(entries) - len(cleared))}: {fault}"
-            self.message_user(request, text, messages.ERROR)
-        elif not entries:
+            failed = len(entries) - len(done.cleared) - done.missed
+            self.message_user(request, f"Failed to clear {self._count(failed)}: {fault}", messages.ERROR)
+
+    def _clear_all_of(self, request: HttpRequest, topic: Topic) -> None:
+        done, fault = Clearing(), ""
+        try:
+            wait(lambda: done.topic(topic))
+        except EphemeralStateError as error:
+            fault = str(error)
+        finally:
+            if done.cleared:
+                words = " › ".join(printable(name, NAME_LENGTH) for name in topic if name)
+                self._log(request, [words], f"Cleared {self._count(len(done.cleared))} of the topic.")
+        self._tell(request, done)
+        if fault:
+            self.message_user(request, f"Failed to clear the whole topic: {fault}", messages.ERROR)
+        elif not done.cleared and not done.missed:
             self.message_user(request, "There was nothing to clear.", messages.WARNING)
+
+    def _tell(self, request: HttpRequest, done: Clearing) -> None:
+        if done.cleared:
+            self.message_user(request, f"Cleared {self._count(len(done.cleared))}.", messages.SUCCESS)
+        if done.missed:
+            verb = "was" if done.missed == 1 else "were"
+            self.message_user(request, f"{done.missed} {verb} gone or taken over already.", messages.WARNING)
 
     def _log(self, request: HttpRequest, what: Sequence[str], message: str) -> None:
         kind = ContentType.objects.get_for_model(Entry)
