@@ -113,19 +113,27 @@ async def adisconnect(client: str, *, close: int | None = None) -> None:
     """Clear everything the client owns, in all namespaces, with reason `disconnect`.
 
     With a `close` code (1000, or 3000 to 4999) its socket is closed too; without, it stays open. What is no WebSocket,
-    like the owner of something held, has none. Raises `StoreUnavailable`, also for the channel layer.
+    like the owner of something held, has none. Raises `StoreUnavailable`, also for the channel layer: then everything
+    is cleared, and the socket may still be open.
     """
     if close is not None and close != 1000 and not 3000 <= close <= 4999:
         raise ValueError(f"close code {close!r} is none that an application may use: 1000, or 3000 to 4999")
-    node = current()
     with span("disconnect"):
-        await node.write(Drop(client))
-        if close is not None and ":" not in client:  # no channel has one in its name
-            try:
-                async with asyncio.timeout(_SEND_TIMEOUT):
-                    await node.layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": close})
-            except Exception as error:
-                raise StoreUnavailable("the channel layer does not answer") from error
+        await current().write(Drop(client))
+        if close is not None:
+            await close_socket(client, close)
+
+
+async def close_socket(client: str, code: int) -> None:
+    """The second half of `adisconnect`, for who has to know which of them failed. Raises `StoreUnavailable`."""
+    if ":" in client:  # as no channel has in its name
+        return
+    layer = current().layer
+    try:
+        async with asyncio.timeout(_SEND_TIMEOUT):
+            await layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": code})
+    except Exception as error:
+        raise StoreUnavailable("the channel layer does not answer") from error
 
 
 def hold(topic: str, key: str, payload: object = b"", *, namespace: str = "") -> Held:

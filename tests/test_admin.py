@@ -11,6 +11,7 @@ import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncJsonWebsocketConsumer
+from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
@@ -842,6 +843,35 @@ def test_disconnecting_asks_first_and_is_logged_and_clears_everywhere():
     assert notices(done) == ["Disconnected ann."]
     assert live("room") == live("other") == {}
     assert LogEntry.objects.get().change_message == "Disconnected, with the code 4001."
+
+
+@pytest.mark.django_db
+def test_disconnecting_says_and_logs_what_was_cleared_though_the_socket_could_not_be_closed(settings):
+    layer = {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"capacity": 1}}
+    settings.CHANNEL_LAYERS = {"default": layer}
+    settings.EPHEMERAL_STATE = {}
+    client = logged_in("view_entry", "disconnect_client")
+    api.set("room", "a", client="specific.a!1")
+    who = Identity("", "room", "a", "specific.a!1")
+    asyncio.run(get_channel_layer().send(who.owner, {"type": "first"}))  # and there is no room for another
+    done = entry(client, *who, action="disconnect", client=who.token(), code="4001", post="yes")
+    assert notices(done) == [
+        "All that specific.a!1 owned is cleared, but its socket could not be closed: the channel layer does not answer"
+    ]
+    assert live("room") == {}
+    logged = LogEntry.objects.get()
+    assert logged.object_repr == "specific.a!1"
+    assert logged.change_message == "Cleared; the socket could not be closed: the channel layer does not answer."
+
+
+@pytest.mark.django_db
+def test_disconnecting_says_that_nothing_was_done_if_the_store_is_away(settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.DownStore"}
+    client = logged_in("view_entry", "disconnect_client")
+    who = Identity("", "room", "a", "ann")
+    done = entry(client, *who, action="disconnect", client=who.token(), code="4001", post="yes")
+    assert notices(done) == ["Failed to disconnect ann: no answer from <redis> within 2 s"]
+    assert not LogEntry.objects.exists()
 
 
 @pytest.mark.django_db

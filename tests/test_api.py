@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
+from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -22,6 +23,7 @@ from ephemeral_state.errors import (
     NameInvalid,
     NameRequired,
     NotConfigured,
+    StoreUnavailable,
 )
 from ephemeral_state.node import current, serving_loop
 from ephemeral_state.signals import entry_cleared, entry_set
@@ -431,6 +433,17 @@ async def test_close_codes_that_are_not_the_applications_are_refused(code):
     with pytest.raises(ValueError, match="close code"):
         await api.adisconnect("ann", close=code)
     assert len(await api.alist("t")) == 1
+
+
+async def test_a_layer_that_is_full_leaves_the_socket_open_and_everything_cleared(settings):
+    layer = {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"capacity": 1}}
+    settings.CHANNEL_LAYERS = {"default": layer}
+    settings.EPHEMERAL_STATE = {}
+    await api.aset("t", "k", client="specific.ann!1")
+    await get_channel_layer().send("specific.ann!1", {"type": "first"})
+    with pytest.raises(StoreUnavailable, match="channel layer"):
+        await api.adisconnect("specific.ann!1", close=4000)
+    assert await api.alist("t") == []
 
 
 async def test_what_has_no_socket_is_cleared_all_the_same():

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from .. import api
+from ..errors import StoreUnavailable
 from ..node import current
 from ..state import Clear, Topic
 from .text import Identity
 
-__all__ = ["Clearing"]
+__all__ = ["Clearing", "disconnect"]
 
 _AT_ONCE: Final = 500  # entries of a topic that are read and cleared at once, as many as one batch has
 
@@ -53,3 +54,14 @@ class Clearing:
             cursor = page.cursor
             if not cursor:
                 return
+
+
+async def disconnect(client: str, code: int) -> str:
+    """Clear all that the client owns and close its socket. Returns what kept the socket from being closed, if anything
+    did. Raises an `EphemeralStateError` if the client could not be cleared; then its socket is not closed."""
+    await api.adisconnect(client)
+    try:
+        await api.close_socket(client, code)
+    except StoreUnavailable as error:
+        return str(error)
+    return ""

@@ -22,7 +22,7 @@ from ..errors import EphemeralStateError
 from ..models import Entry
 from ..printing import printable
 from ..state import Topic
-from .acts import Clearing
+from .acts import Clearing, disconnect
 from .reading import Found, entry_page, find, overview, tag
 from .text import NAME_LENGTH, Filters, Identity, read_token, short
 
@@ -256,12 +256,17 @@ class EntryAdmin(_ModelAdmin):
             fields = {"client": [identity.token()], "code": [str(code)]}
             return self._confirm(request, back, _DISCONNECT, question, [identity], fields)
         try:
-            api.disconnect(identity.owner, close=code)
+            fault = wait(lambda: disconnect(identity.owner, code))
         except EphemeralStateError as error:
             self.message_user(request, f"Failed to disconnect {owner}: {error}", messages.ERROR)
             return back
-        self._log(request, [f"{owner}"], f"Disconnected, with the code {code}.")
-        self.message_user(request, f"Disconnected {owner}.", messages.SUCCESS)
+        if fault:
+            self._log(request, [owner], f"Cleared; the socket could not be closed: {fault}.")
+            text = f"All that {owner} owned is cleared, but its socket could not be closed: {fault}"
+            self.message_user(request, text, messages.WARNING)
+        else:
+            self._log(request, [owner], f"Disconnected, with the code {code}.")
+            self.message_user(request, f"Disconnected {owner}.", messages.SUCCESS)
         return back
 
     def _clear(self, request: HttpRequest, entries: Sequence[Identity]) -> None:
