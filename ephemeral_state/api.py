@@ -76,9 +76,8 @@ async def aclear(topic: str, key: str, *, client: str | None = None, namespace: 
     with span("clear", where):
         if client is None:
             # Even so the clear names the owner that was seen: a successor's value is not ours to remove.
-            snapshot = await node.store.snapshot(where.require())
-            owners = [entry.client_id for entry in snapshot.entries if entry.key == key]
-            client = owners[0] if owners else _no_client(where, key)
+            entry = await node.store.entry(where.require(), key)
+            client = _no_client(where, key) if entry is None else entry.client_id
         await node.write(Clear(client, where, key))
 
 

@@ -674,7 +674,7 @@ def test_a_store_that_does_not_answer_is_told_on_every_page(clearer, settings):
 
 
 class Mute(Deaf):
-    async def snapshot(self, topic):
+    async def entry(self, topic, key):
         raise StoreUnavailable("no answer from <redis> within 2 s")
 
     async def topics(self, **_):
@@ -761,6 +761,17 @@ def test_the_page_of_an_entry_tells_its_last_transitions_also_when_it_is_gone(vi
     api.set("room", "k", client="cid")  # of a key that was cleared, nobody is deprived
     html = entry(viewer, "", "room", "k", "ann").content.decode()
     assert html.count("taken over") == 1
+
+
+class NoTopics(MemoryStore):
+    async def snapshot(self, topic):
+        raise AssertionError("a whole topic was read")
+
+
+def test_for_the_page_of_an_entry_its_topic_is_not_read(viewer, settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.NoTopics"}
+    api.set("room", "k", "v", client="ann")
+    assert "bytes, text" in entry(viewer, "", "room", "k", "ann").content.decode()
 
 
 def test_a_link_that_is_garbage_leads_back_to_the_list(viewer):

@@ -29,6 +29,7 @@ from ephemeral_state.node import current, serving_loop
 from ephemeral_state.signals import entry_cleared, entry_set
 from ephemeral_state.state import UNTIL_DISCONNECT, Topic
 from ephemeral_state.stores import get_store
+from ephemeral_state.stores.memory import MemoryStore
 
 from .waiting import until
 
@@ -59,6 +60,19 @@ def test_the_sync_verbs_work_without_any_event_loop():
     assert 4000 < entry.expires_in_ms <= 5000
     api.clear("t", "k")
     assert api.list("t") == []
+
+
+class NoTopics(MemoryStore):
+    async def snapshot(self, topic):
+        raise AssertionError("a whole topic was read")
+
+
+async def test_to_clear_one_key_its_topic_is_not_read(settings):
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_api.NoTopics"}
+    await api.aset("t", "a", client="ann")
+    await api.aset("t", "b")
+    await api.aclear("t", "a")
+    assert [entry.key for entry in (await api.abrowse()).entries] == ["b"]
 
 
 @pytest.mark.parametrize("broken", [{"CHANNEL_LAYERS": {}}, {"EPHEMERAL_STATE": {"BACKEND": "no.such.Store"}}])

@@ -171,11 +171,11 @@ async def entry_page(identity: Identity) -> EntryPage:
     """Everything that is known of a key, whoever owns it now."""
     store = get_store()
     topic = Topic(identity.namespace, identity.topic)
-    entries = await api.alist(topic.name, namespace=topic.namespace)
-    history, statuses = await asyncio.gather(store.history(topic, identity.key), store.nodes())
+    entry, history, statuses = await asyncio.gather(
+        store.entry(topic, identity.key), store.history(topic, identity.key), store.nodes()
+    )
     processes = {status.node: _process(status.info) for status in statuses}
     transitions = _transitions(history.transitions, processes, shared=store.shared)
-    entry = next((each for each in entries if each.key == identity.key), None)
     if entry is None:
         return EntryPage(None, "", "", "", None, transitions)
     owner = (await store.owners([entry.client_id])).get(entry.client_id)

@@ -53,8 +53,10 @@ async def find(topic: Topic, key: str | None) -> Sequence[Entry]:
     """The live entries of the topic, or the one with that key."""
     if key == "":
         raise NameRequired("key is empty")
-    entries = (await get_store().snapshot(topic.require())).entries
-    return [entry for entry in entries if key in (None, entry.key)]
+    if key is None:
+        return (await get_store().snapshot(topic.require())).entries
+    entry = await get_store().entry(topic.require(), key)
+    return [] if entry is None else [entry]
 
 
 async def clear(entries: Sequence[Entry]) -> int:

@@ -3,7 +3,7 @@
     writes ──► apply ──► outcomes: per write, the numbered changes it made or the error that refused it
                sweep ──► the changes of what has expired, and when to come again
     nodes  ──► beat, bury, resign: who is alive, and the changes of clearing what a dead node's clients own
-    topic  ──► snapshot, revisions: what is there now, and how to notice that something was missed
+    topic  ──► snapshot, entry, revisions: what is there now, and how to notice that something was missed
     people ──► browse, count, counts, topics, nodes, homes, owners, report, history
 
 A new store needs nothing else. It never publishes and never looks at a channel layer: whoever calls
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
-from ..state import Change, Limits, Outcome, Page, Peer, Reason, Revision, Roll, Snapshot, Sweep, Topic, Write
+from ..state import Change, Entry, Limits, Outcome, Page, Peer, Reason, Revision, Roll, Snapshot, Sweep, Topic, Write
 
 __all__ = ["KINDS", "History", "NodeStatus", "Owner", "Report", "Store", "Transition"]
 
@@ -118,6 +118,10 @@ class Store(ABC):
     @abstractmethod
     async def snapshot(self, topic: Topic) -> Snapshot:
         """The entries with `now < deadline` and the revision they are the result of. Removes nothing."""
+
+    async def entry(self, topic: Topic, key: str) -> Entry | None:
+        """One of those entries, or `None`. A store can read it without the rest of the topic."""
+        return next((entry for entry in (await self.snapshot(topic)).entries if entry.key == key), None)
 
     @abstractmethod
     async def revisions(self, topics: Sequence[Topic]) -> Sequence[Revision | None]:

@@ -1,6 +1,6 @@
 """The store for one process: dictionaries, indexed by topic, by client and by deadline.
 
-`snapshot` costs O(entries of the topic), a drop O(owned), a sweep O(expired), whatever else is stored.
+`snapshot` costs O(entries of the topic), `entry` O(1), a drop O(owned), a sweep O(expired), whatever else is stored.
 """
 
 from __future__ import annotations
@@ -77,6 +77,15 @@ class MemoryStore(Store):
         # Code points sort as their UTF-8 bytes do.
         live.sort(key=lambda entry: entry.key)
         return Snapshot(topic, revision, live)
+
+    async def entry(self, topic: Topic, key: str) -> Entry | None:
+        with self._lock:
+            now = self._clock()
+            state = self._topics.get(topic)
+            record = state.records.get(key) if state is not None else None
+            if record is None or (record.deadline is not None and now >= record.deadline):
+                return None
+            return record.entry(now)
 
     async def revisions(self, topics: Sequence[Topic]) -> list[Revision]:
         with self._lock:

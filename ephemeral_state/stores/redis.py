@@ -149,6 +149,11 @@ class RedisStore(Store):
         data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id)
         return wire.read_snapshot(data, topic)
 
+    async def entry(self, topic: Topic, key: str) -> Entry | None:
+        topic_id = wire.topic_id(topic)
+        data = await self._run(_ENTRY, self._partition(topic_id), self._until(), topic_id, wire.encoded(key))
+        return next(iter(wire.read_snapshot(data, topic).entries), None)
+
     async def revisions(self, topics: Sequence[Topic]) -> Sequence[Revision | None]:
         """One script per partition, all at once. A topic whose key holds a foreign value is not stored."""
         until = self._until()
@@ -558,6 +563,7 @@ _BURY = Script("bury")
 _CLIENTS = Script("clients")
 _COUNT = Script("count")
 _COUNTS = Script("counts")
+_ENTRY = Script("entry")
 _HISTORY = Script("history")
 _HOMES = Script("homes")
 _NODES = Script("nodes")

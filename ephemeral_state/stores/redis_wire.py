@@ -159,6 +159,7 @@ def read_sweep(data: bytes) -> Sweep:
 
 
 def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
+    """The reply of `snapshot.lua`, or of `entry.lua`, which leaves out the revision and all entries but one."""
     now, generation = _REVISION.unpack_from(data)
     fields = list(read_sizeds(data, 16))
     values = dict(zip(fields[::2], fields[1::2], strict=True))

@@ -275,6 +275,30 @@ class ReadingContract:
         assert await world.store.count() == 1
 
     @runs
+    async def test_one_entry_is_read_as_the_snapshot_has_it(self, world: World) -> None:
+        for number, key in enumerate(STRANGE):
+            await world.set(f"c{number}", key, b"\0" * number, 5_000 if number % 2 else None)
+            await world.set("other", key, b"elsewhere", topic=OTHER)
+        await world.set("heir", STRANGE[0], b"taken over")
+        await world.clear("c1", STRANGE[1])
+        entries = {entry.key: entry for entry in await world.entries()}
+        assert len(entries) == len(STRANGE) - 1
+        for key in STRANGE:
+            assert await world.store.entry(ROOM, key) == entries.get(key)
+
+    @runs
+    async def test_an_entry_that_is_not_live_is_not_read_and_not_removed(self, world: World) -> None:
+        await world.set("ann", "k", ttl_ms=10)
+        world.advance(9.5)
+        entry = await world.store.entry(ROOM, "k")
+        assert entry == Entry(ROOM, "k", "ann", b"", 0)
+        world.advance(0.5)
+        assert await world.store.entry(ROOM, "k") is None
+        assert await world.store.count() == 1
+        for topic, key in ((ROOM, ""), (ROOM, "K"), (ROOM, "\ud800"), (OTHER, "k"), (Topic("\ud800", "\ud800"), "k")):
+            assert await world.store.entry(topic, key) is None
+
+    @runs
     async def test_a_snapshot_is_sorted_by_the_bytes_of_the_keys(self, world: World) -> None:
         await world.changes(*(Set("ann", ROOM, key) for key in STRANGE))
         assert await world.keys() == sorted(STRANGE, key=str.encode)

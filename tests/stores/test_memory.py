@@ -1,6 +1,7 @@
 """What only the memory store has to keep: its own memory."""
 
-from ephemeral_state.state import Clear, Limits, Set
+from ephemeral_state.state import Clear, Entry, Limits, Set
+from ephemeral_state.stores.base import Store
 from ephemeral_state.stores.memory import MemoryStore
 from tests.conformance import ManualClock
 
@@ -28,3 +29,16 @@ async def test_the_next_process_goes_on_with_larger_epochs():
             set_it, _ = await store.apply([Set("c", ROOM, "k"), Clear("c", ROOM, "k")])
             epochs.append(set_it.changes[0].epoch)
     assert epochs == sorted(set(epochs))
+
+
+class Plain(MemoryStore):
+    """Has only what a store has to have."""
+
+    entry = Store.entry
+
+
+async def test_a_store_that_only_reads_topics_can_be_asked_for_one_entry():
+    store = Plain(Limits(), ManualClock())
+    await store.apply([Set("ann", ROOM, "a", b"x"), Set("ann", ROOM, "b")])
+    assert await store.entry(ROOM, "a") == Entry(ROOM, "a", "ann", b"x", 60_000)
+    assert await store.entry(ROOM, "c") is None

@@ -24,6 +24,7 @@ def calls(store):
     return [
         lambda: store.apply([Set("ann", ROOM, "k")]),
         lambda: store.snapshot(ROOM),
+        lambda: store.entry(ROOM, "k"),
         lambda: store.revisions([ROOM, Topic("", "other")]),
         lambda: store.sweep(),
         lambda: store.count(),

@@ -124,6 +124,7 @@ async def test_scripts_are_loaded_again_after_they_were_flushed(world, server):
     for call in (
         lambda: world.set("ann", "k2"),
         lambda: world.store.snapshot(ROOM),
+        lambda: world.store.entry(ROOM, "k"),
         lambda: world.store.revisions([ROOM]),
         lambda: world.store.sweep(),
         lambda: world.store.count(),
@@ -149,6 +150,8 @@ async def test_a_foreign_value_under_a_topic_harms_that_topic_only(world, server
     with pytest.raises(StoreUnavailable, match="WRONGTYPE") as caught:
         await world.store.snapshot(ROOM)
     assert shown(topic_key(ROOM)) in str(caught.value)
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        await world.store.entry(ROOM, "k")
     # One topic that cannot be read must not blind a process to all the others.
     assert [revision.revision for revision in await world.store.revisions([ROOM, OTHER])] == [0, 2]
     assert await world.keys(OTHER) == ["a", "c"]
