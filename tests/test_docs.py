@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -824,6 +825,22 @@ async def test_pages_of_other_sites_do_not_get_in(load: Any, settings: Any, orig
     connected, _ = await socket.connect(timeout=10)
     assert connected == enters
     await socket.disconnect(timeout=10)
+
+
+def test_a_project_with_models_starts_with_the_asgi_application_shown(load: Any, tmp_path: Path):
+    load("howto.md", "chat.policy")
+    routing = tmp_path / "chat/routing.py"
+    routing.write_text("from django.contrib.auth.models import User\n" + routing.read_text())
+    (tmp_path / "chat/settings.py").write_text((ROOT / "tests/settings.py").read_text())
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [
+        sys.executable,
+        "-c",
+        "from chat.asgi import application; print(sorted(application.application_mapping))",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("['http', 'websocket']\n", 0), done.stderr
 
 
 async def test_a_policy_of_several(load: Any, settings: Any):
