@@ -49,6 +49,7 @@ from ephemeral_state import (
     stores,
     testing,
 )
+from ephemeral_state.node import idle
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
 
@@ -738,9 +739,11 @@ async def test_the_end_of_a_transaction(load: Any, monkeypatch: pytest.MonkeyPat
 
 
 async def test_server_sent_events(load: Any):
-    view = load("howto.md", "shop.stream").stream
-    response = await view(RequestFactory().get("/"), 5)
+    module = load("howto.md", "shop.stream")
+    assert 15 <= module.QUIET <= 30
+    response = await module.stream(RequestFactory().get("/"), 5)
     assert response["Content-Type"] == "text/event-stream"
+    assert (response["Cache-Control"], response["X-Accel-Buffering"]) == ("no-cache", "no")
     events = aiter(response)
     assert json.loads((await anext(events)).decode().removeprefix("data: "))["entries"] == []
     await api.aset("product:5", "a")
@@ -748,6 +751,30 @@ async def test_server_sent_events(load: Any):
     assert event.endswith("\n\n")
     assert json.loads(event.removeprefix("data: "))["key"] == "a"
     await events.aclose()
+
+
+async def test_server_sent_events_are_not_cut_while_nothing_happens_and_end_with_their_client(
+    load: Any, monkeypatch: pytest.MonkeyPatch
+):
+    module = load("howto.md", "shop.stream")
+    monkeypatch.setattr(module, "QUIET", 0.01)
+    heard: list[str] = []
+
+    async def read() -> None:
+        async for event in await module.stream(RequestFactory().get("/"), 5):
+            heard.append(event.decode())
+
+    reading = asyncio.create_task(read())
+    await until(lambda: heard.count(": quiet\n\n") >= 2)
+    for key in ("a", "b"):
+        await api.aset("product:5", key)
+        await until(lambda key=key: f'"key":"{key}"' in "".join(heard))
+    assert [event for event in heard if not event.startswith(("data: ", ": quiet"))] == []
+    assert not idle()
+    reading.cancel()  # as Django does
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await until(idle)
 
 
 async def test_last_seen(load: Any, monkeypatch: pytest.MonkeyPatch):
