@@ -20,7 +20,7 @@ from . import log
 from .background import wait
 from .broadcast import find_layer
 from .conf import Settings, get_settings
-from .errors import EphemeralStateError, StoreUnavailable
+from .errors import EphemeralStateError, NotConfigured, StoreUnavailable
 
 __all__ = [
     "REVOKE_MESSAGE_TYPE",
@@ -143,25 +143,30 @@ def _by_session(session: Any) -> Any:
 
 # Django's signals
 
+_UID: Final = "ephemeral_state.revocation"
+
 
 def connect_signals() -> None:
     """Listen to what changes the rights of users, where the project has users."""
     if not apps.is_installed("django.contrib.auth"):
         return
     from django.contrib.auth import get_user_model
-    from django.contrib.auth.models import Group
+    from django.contrib.auth.models import Group, Permission
     from django.contrib.auth.signals import user_logged_out
 
     model = get_user_model()
-    user_logged_out.connect(_logged_out, dispatch_uid="ephemeral_state.revocation")
-    post_save.connect(_saved, sender=model, dispatch_uid="ephemeral_state.revocation")
-    post_delete.connect(_deleted, sender=model, dispatch_uid="ephemeral_state.revocation")
-    pre_delete.connect(_group_deleted, sender=Group, dispatch_uid="ephemeral_state.revocation")
-    for relation in ("groups", "user_permissions"):
-        if hasattr(model, relation):
-            through = getattr(model, relation).through
-            m2m_changed.connect(_users_changed, sender=through, dispatch_uid="ephemeral_state.revocation")
-    m2m_changed.connect(_group_changed, sender=Group.permissions.through, dispatch_uid="ephemeral_state.revocation")
+    user_logged_out.connect(_logged_out, dispatch_uid=_UID)
+    post_save.connect(_saved, sender=model, dispatch_uid=_UID)
+    post_delete.connect(_deleted, sender=model, dispatch_uid=_UID)
+    rights = {"groups": Group, "user_permissions": Permission}
+    for field in model._meta.many_to_many:
+        # A project's own users may have something else of this name, or nothing.
+        if field.name in rights and issubclass(field.related_model, rights[field.name]):
+            changed = functools.partial(_users_changed, field.name)
+            m2m_changed.connect(changed, sender=field.remote_field.through, weak=False, dispatch_uid=_UID)
+            if field.name == "groups":
+                m2m_changed.connect(_group_changed, sender=Group.permissions.through, dispatch_uid=_UID)
+                pre_delete.connect(_group_deleted, sender=Group, dispatch_uid=_UID)
 
 
 def _logged_out(request: Any, user: Any, **_: Any) -> None:
@@ -183,35 +188,55 @@ def _deleted(instance: Any, using: str, **_: Any) -> None:
 _ACTIONS: Final = frozenset(("post_add", "post_remove", "pre_clear"))
 
 
-def _users_changed(instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any) -> None:
+def _users_changed(
+    relation: str, *, instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any
+) -> None:
     """Of the groups or permissions of users."""
     if action in _ACTIONS:
-        users = (pk_set or _ids(instance.user_set)) if reverse else [instance.pk]
-        _tell(users, using=using)
+        if not reverse:
+            _tell([instance.pk], using=using)
+        elif pk_set is None:  # all of them
+            _tell_all_with(using, **{relation: instance.pk})
+        else:
+            _tell(pk_set, using=using)
 
 
 def _group_changed(instance: Any, action: str, reverse: bool, pk_set: Any, using: str, **_: Any) -> None:
     """Of the permissions of groups."""
     if action in _ACTIONS:
-        from django.contrib.auth import get_user_model
-
-        groups: Any = (pk_set or _ids(instance.group_set)) if reverse else [instance.pk]
-        _tell(_ids(get_user_model()._default_manager.using(using).filter(groups__in=groups)), using=using)
+        if not reverse:
+            _tell_all_with(using, groups=instance.pk)
+        elif pk_set is None:
+            _tell_all_with(using, groups__permissions=instance.pk)
+        else:
+            _tell_all_with(using, groups__in=pk_set)
 
 
 def _group_deleted(instance: Any, using: str, **_: Any) -> None:
-    _tell(_ids(instance.user_set), using=using)
+    _tell_all_with(using, groups=instance.pk)
 
 
-def _ids(things: Any) -> list[object]:
-    return list(things.values_list("pk", flat=True).distinct()[:_MOST_MEMBERS])
+def _tell_all_with(using: str, **what: object) -> None:
+    """From the users' side: what it is called on the other one is up to the project."""
+    if _is_on():
+        from django.contrib.auth import get_user_model
+
+        users = get_user_model()._default_manager.using(using).filter(**what).order_by()
+        _tell(users.values_list("pk", flat=True).distinct()[:_MOST_MEMBERS], using=using)
+
+
+def _is_on() -> bool:
+    try:
+        settings = get_settings()
+    except NotConfigured:  # the system checks say so
+        return False
+    return settings.revoke_on_signals and settings.policy != Settings().policy
 
 
 def _tell(users: Iterable[object], *, using: str | None = None, session: str | None = None) -> None:
     """After the transaction, since others will look at the database. Never raises: nobody's logout is to fail."""
     users = list(users)
-    settings = get_settings()
-    if not users or not settings.revoke_on_signals or settings.policy == Settings().policy:
+    if not users or not _is_on():
         return
     telling = functools.partial(_try_to_revoke, users, session)
     try:

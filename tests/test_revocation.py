@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +30,8 @@ from ephemeral_state.tally import totals
 from .live.peer import Peer
 from .live.server import until
 from .waiting import events, settle
+
+ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.usefixtures("threaded_db")
 
@@ -458,6 +463,35 @@ async def test_a_login_and_a_project_that_denies_everything_tell_nothing(setting
     async with Messages(user) as messages, api_loop():
         await in_db(user.save)
         assert await messages.count() == 0
+
+
+BY_ONE = {"POLICY": "ephemeral_state.policy.Authenticated"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{}, BY_ONE, BY_ONE | {"REVOKE_ON_SIGNALS": False}, {"NONSENSE": 1}],
+    ids=lambda setting: "-".join(setting),
+)
+@pytest.mark.parametrize("model", ["Bare", "Member", "Player"])
+def test_whatever_users_a_project_has_its_groups_can_be_changed(model: str, setting: dict[str, Any]) -> None:
+    command = [sys.executable, "-W", "error", "-m", "tests.people", model, json.dumps(setting)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    told = {act: names for act, (names, _) in seen.items() if names}
+    asked = {act: times for act, (_, times) in seen.items() if times}
+    if setting != BY_ONE:
+        assert (told, asked) == ({}, {})
+    elif model != "Member":
+        assert (told, asked) == ({"user.save": ["bob"]}, {})
+    else:
+        silent = ("group.members.add again", "user.save")
+        assert told == {act: ["ann"] for act in seen if act not in silent} | {"user.save": ["bob"]}
+        assert asked == {act: 1 for act in seen if act.startswith(("group.p", "permission.g")) or act in ASKING}
+
+
+ASKING = ("group.delete", "group.members.clear", "permission.holders.clear")
 
 
 async def test_a_logout_does_not_fail_when_nobody_can_be_told(

@@ -1,0 +1,1 @@
+"""Projects with users of their own, which are not those of `django.contrib.auth`."""
