@@ -47,7 +47,13 @@ class Held:
         return self._connection
 
     def __enter__(self) -> Held:
-        wait(self.__aenter__)
+        before = self._connection
+        try:
+            wait(self.__aenter__)
+        except BaseException:
+            if self._connection is not before:  # a signal has come when it was held already, or about to be
+                self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -449,7 +449,8 @@ class Node:
 def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine in another thread's loop and wait for it.
 
-    Raises `RuntimeError` where waiting would block an event loop, `StoreUnavailable` after 30 s without an answer.
+    Raises `RuntimeError` where waiting would block an event loop, `StoreUnavailable` after 30 s without an answer. Who
+    no longer waits, also because of a signal, has cancelled it.
     """
     try:
         asyncio.get_running_loop()
@@ -470,3 +471,6 @@ def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, 
             raise
         future.cancel()
         raise StoreUnavailable(f"no answer within {_ANSWER_TIMEOUT} s") from None
+    except BaseException:  # a signal, such as Ctrl-C or a time limit: nobody takes the answer any more
+        future.cancel()
+        raise

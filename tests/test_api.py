@@ -1,8 +1,9 @@
 import asyncio
 import json
 import os
+import signal
 import threading
-from contextlib import aclosing, suppress
+from contextlib import aclosing, contextmanager, suppress
 
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
@@ -31,6 +32,7 @@ from ephemeral_state.state import UNTIL_DISCONNECT, Topic
 from ephemeral_state.stores import get_store
 from ephemeral_state.stores.memory import MemoryStore
 
+from .redis_server import RedisServer, wait_for
 from .waiting import until
 
 
@@ -345,6 +347,63 @@ def test_a_hold_that_is_refused_leaves_nothing_behind():
     with pytest.raises(NameRequired):
         api.hold("", "k")
     assert serving_loop() is None
+
+
+class TimeLimit(Exception):
+    """As a task queue raises it in the middle of a task."""
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("moment", ["before it is stored", "after it is stored"])
+def test_what_is_interrupted_while_it_begins_to_hold_holds_nothing(settings, moment):
+    def interrupt(*_):
+        if moment == "after it is stored":
+            server.cont()
+            wait_for(lambda: api.list("t"))
+            api.list("t")  # by now the loop has nothing left to do for the hold
+        raise TimeLimit
+
+    with RedisServer() as server:
+        settings.EPHEMERAL_STATE = {"BACKEND": "ephemeral_state.stores.redis.RedisStore"}
+        settings.EPHEMERAL_STATE["OPTIONS"] = {"url": server.url, "timeout": 20}
+        assert api.list("t") == []
+        server.stop()
+        try:
+            with alarm(interrupt), pytest.raises(TimeLimit), api.hold("t", "k"):
+                pytest.fail("it was held")
+        finally:
+            server.cont()
+        wait_for(lambda: not our_threads())  # whose loop would serve for as long as something is held
+        assert api.list("t") == []
+
+
+@contextmanager
+def alarm(handler):
+    """Call it soon in the main thread, whatever that is waiting for."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_nobody_waits_for_any_more_is_cancelled():
+    def interrupt(*_):
+        raise TimeLimit
+
+    async def begin():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    cancelled = threading.Event()
+    with alarm(interrupt), pytest.raises(TimeLimit):
+        background.wait(begin)
+    assert cancelled.wait(10)
 
 
 def test_a_child_leaves_the_block_of_its_parent_and_holds_what_is_its_own():
