@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from .errors import EphemeralStateError
-from .node import idle, serving_loop, wait_in
+from .node import conclude, idle, serving_loop, wait_in
 from .stores import Store, get_store
 
 __all__ = ["wait"]
@@ -19,6 +20,7 @@ __all__ = ["wait"]
 T = TypeVar("T")
 
 _LINGER: Final = 5.0  # seconds that the loop of our own waits for another call
+_LAST_WORDS: Final = 2.0  # seconds that the end of the process waits for it
 
 
 def wait(start: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEventLoop | None = None) -> T:
@@ -60,6 +62,12 @@ class _OwnLoop:
                 self._calls -= 1
                 self._last_call = time.monotonic()
 
+    def conclude(self) -> None:
+        """The process ends, and the loop's thread is not waited for."""
+        if (loop := self.loop) is not None and loop.is_running():
+            with suppress(Exception):  # nothing that anybody depends on
+                asyncio.run_coroutine_threadsafe(conclude(), loop).result(_LAST_WORDS)
+
     def _run(self, loop: asyncio.AbstractEventLoop, linger: float) -> None:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(self._until_unused(linger))
@@ -73,12 +81,18 @@ class _OwnLoop:
                     self.loop = None
                     used = [*self._used]
                     break
+        await conclude()
         for store in used:  # more than one, if the settings have changed
             await store.close()
 
 
 _own = _OwnLoop()
 _inherited: list[_OwnLoop] = []
+
+
+@atexit.register
+def _at_exit() -> None:
+    _own.conclude()
 
 
 def _after_fork() -> None:

@@ -32,7 +32,7 @@ from .stores import Store, get_store
 from .tracing import span
 from .writer import Writer
 
-__all__ = ["Here", "Member", "Node", "current", "drain", "here", "idle", "serving_loop", "wait_in"]
+__all__ = ["Here", "Member", "Node", "conclude", "current", "drain", "here", "idle", "serving_loop", "wait_in"]
 
 T = TypeVar("T")
 
@@ -118,6 +118,14 @@ async def drain() -> None:
         await node.drain()
 
 
+async def conclude() -> None:
+    """The running event loop is about to end, and has no connections: tell people what they have not been told."""
+    node = _nodes.get(asyncio.get_running_loop())
+    if node is not None:
+        await node.signalled()
+        await node.journal.stop()
+
+
 class Member(Protocol):
     """What a node needs of a connection."""
 
@@ -197,6 +205,10 @@ class Node:
                     seconds=self.settings.shutdown_timeout,
                 )
             await self._writer.published()
+        await self.signalled()
+
+    async def signalled(self) -> None:
+        """Wait until the receivers of signals have heard everything, for `SHUTDOWN_TIMEOUT` at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.shutdown_timeout):
                 await self.journal.said()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -23,6 +24,7 @@ from ephemeral_state import api, background
 from ephemeral_state.management import terminal
 from ephemeral_state.management.checkup import KINDS
 from ephemeral_state.management.commands.ephemeral_state import Command
+from ephemeral_state.stores import get_store
 
 from .redis_server import RedisServer, shared_url, unique_prefix, wait_for
 
@@ -247,6 +249,13 @@ class Shell:
         assert code == 2 or done.stderr == ""
         return done.stderr if code == 2 else done.stdout
 
+    def python(self, script):
+        """What a program of its own wrote to standard output; to standard error it may write nothing."""
+        command = [sys.executable, "-c", textwrap.dedent(script)]
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
     def start(self, *arguments):
         return self._start(self._command(arguments))
 
@@ -451,6 +460,40 @@ def test_a_process_that_ends_in_order_leaves_nothing(shell):
     assert process.returncode == 0
     assert shell.run("processes") == "No process holds a lease: none has a connection.\n"
     assert "Everything fits together" in shell.run("doctor")
+
+
+def transitions():
+    """The latest, as the admin shows them: the last one first."""
+
+    async def look():
+        store = get_store()
+        try:
+            return [(each.key, each.reason) for each in (await store.history()).transitions]
+        finally:
+            await store.close()
+
+    return asyncio.run(look())
+
+
+@pytest.mark.redis
+def test_people_are_told_what_processes_without_connections_did_however_soon_they_end(shell):
+    for n in range(3):
+        api.set("room", f"{n}")
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "ephemeral-state"])
+    assert transitions() == [("2", None), ("1", None), ("0", None)]
+    assert shell.run("clear", "room", "1") == "Cleared 1.\n"
+    assert transitions()[0] == ("1", "explicit")
+    shell.python("""
+        import django
+
+        django.setup()
+
+        from ephemeral_state import api
+
+        api.set("room", "of a script")
+        api.clear("room", "of a script")
+    """)
+    assert transitions()[:2] == [("of a script", "explicit"), ("of a script", None)]
 
 
 @pytest.mark.redis

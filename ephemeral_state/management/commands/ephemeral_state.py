@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from ...errors import EphemeralStateError
+from ...node import conclude
 from ...state import Topic
 from ...stores import get_store
 from .. import entries, processes
@@ -150,6 +151,7 @@ def _run(start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         try:
             return await start()
         finally:
+            await conclude()
             await store.close()
 
     return asyncio.run(run())
