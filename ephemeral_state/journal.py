@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Final
 
 from channels.db import database_sync_to_async
+from django.db import close_old_connections
 
 from . import log, signals
 from .errors import StoreUnavailable
@@ -152,14 +153,20 @@ class Journal:
     async def _say_all(self) -> None:
         # A thread of their own: they may use the ORM, and wait for what only this loop can do.
         thread = ThreadPoolExecutor(1, thread_name_prefix="ephemeral-state-signals")
-        say = database_sync_to_async(signals.send, thread_sensitive=False, executor=thread)
+        say = database_sync_to_async(self._say_what_waits, thread_sensitive=False, executor=thread)
         try:
-            while self._unsaid:
-                changes = [*self._unsaid]
-                self._unsaid.clear()
-                with suppress(Exception):  # send_robust has logged what receivers raise
-                    await say(changes)
-            self._slow.over()
+            with suppress(Exception):
+                while self._unsaid:
+                    await say()
+                self._slow.over()
         finally:
             self._saying = None
             thread.shutdown(wait=False)
+
+    def _say_what_waits(self) -> None:
+        # One job until nothing waits: a process that ends waits for a job that has begun, and begins no other.
+        while self._unsaid:
+            changes = [self._unsaid.popleft() for _ in range(len(self._unsaid))]
+            with suppress(Exception):  # send_robust has logged what receivers raise
+                signals.send(changes)
+                close_old_connections()

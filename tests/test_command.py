@@ -24,6 +24,7 @@ from ephemeral_state import api, background
 from ephemeral_state.management import terminal
 from ephemeral_state.management.checkup import KINDS
 from ephemeral_state.management.commands.ephemeral_state import Command
+from ephemeral_state.signals import entry_cleared
 from ephemeral_state.stores import get_store
 
 from .redis_server import RedisServer, shared_url, unique_prefix, wait_for
@@ -139,6 +140,23 @@ def test_a_topic_is_cleared_when_one_says_yes(monkeypatch):
     assert called("clear", "room", "--namespace", "acme")[0] == ["Cleared 300."]
     assert api.list("room", namespace="acme") == []
     assert called("clear", "room", "--yes")[0] == ["Cleared 1."]
+
+
+def test_when_the_command_ends_the_receivers_of_signals_have_heard_what_it_cleared():
+    heard = []
+
+    def slow(key, **_):
+        time.sleep(0.02)
+        heard.append(key)
+
+    for n in range(10):
+        api.set("room", f"{n}", client="ann")
+    entry_cleared.connect(slow)
+    try:
+        called("clear", "room", "--yes")
+        assert sorted(heard) == [f"{n}" for n in range(10)]
+    finally:
+        entry_cleared.disconnect(slow)
 
 
 def test_without_anybody_to_ask_a_topic_stays(monkeypatch, capsys):
@@ -494,6 +512,30 @@ def test_people_are_told_what_processes_without_connections_did_however_soon_the
         api.clear("room", "of a script")
     """)
     assert transitions()[:2] == [("of a script", "explicit"), ("of a script", None)]
+
+
+@pytest.mark.redis
+def test_a_process_that_ends_has_told_the_receivers_of_signals_what_it_set(shell):
+    said = shell.python("""
+        import time
+        import django
+
+        django.setup()
+
+        from ephemeral_state import api
+        from ephemeral_state.signals import entry_set
+
+        def slow(key, **_):
+            time.sleep(0.1)
+            print(key)
+            if key == "3":
+                api.set("room", "of a receiver")  # which is told of it too
+
+        entry_set.connect(slow)
+        for n in range(4):
+            api.set("room", f"{n}")
+    """)
+    assert said.splitlines() == ["0", "1", "2", "3", "of a receiver"]
 
 
 @pytest.mark.redis

@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..broadcast import find_layer, publish
 from ..conf import get_settings
 from ..errors import NotConfigured
+from ..node import current
 from ..stores import get_store
 from ..stores.redis import RedisStore
 from .checkup import KINDS, Checkup, Fault
@@ -32,13 +33,14 @@ async def examine(
     store, layer = get_store(), find_layer(get_settings().channel_layer)
     if not isinstance(store, RedisStore):
         raise NotConfigured(f"{type(store).__name__} cannot be examined: the doctor knows Redis only")
-    checkup = Checkup(store)
+    checkup, journal = Checkup(store), current().journal
     found = dict.fromkeys(await _confirmed(checkup))
     left, untold = list(found), False
     for _ in range(_ROUNDS if fix else 0):
         if not left:
             break
         async for changes in checkup.repair(left):
+            journal.note(changes)
             untold |= bool(await publish(layer, changes))
         left = await _confirmed(checkup)
         found |= dict.fromkeys(left)

@@ -15,6 +15,7 @@ from django.core.management import CommandError, call_command
 
 from ephemeral_state.management import doctor as doctor_module
 from ephemeral_state.management.checkup import KINDS, Checkup
+from ephemeral_state.signals import entry_cleared
 from ephemeral_state.state import Clear, Drop, Limits, Restore, Set, Topic
 from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
@@ -563,3 +564,25 @@ async def test_all_nodes_of_a_cluster_are_examined():
         cleared = [change async for changes in checkup.repair(found) for change in changes]
         assert {(change.topic, change.client_id) for change in cleared} == {(topic, "ghost") for topic in topics}
         assert [fault async for faults in checkup.look() for fault in faults] == []
+
+
+def test_people_and_receivers_of_signals_are_told_what_was_repaired(patient):
+    heard = []
+
+    def slow(key, client_id, reason, **_):
+        time.sleep(0.02)
+        heard.append((key, client_id, reason))
+
+    async def latest():
+        history = await patient.store.history()
+        await patient.store.close()
+        return {(each.key, each.client, each.reason) for each in history.transitions}
+
+    unburied(patient)
+    entry_cleared.connect(slow)
+    try:
+        assert patient.examine("--fix")[0] == 0
+        assert sorted(heard) == [(key, "ann", "disconnect") for key in ("a", "b", "c")]
+        assert asyncio.run(latest()) == set(heard)
+    finally:
+        entry_cleared.disconnect(slow)
