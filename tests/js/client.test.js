@@ -341,13 +341,19 @@ test("a silent server that pinged before counts as gone", async (t) => {
   assert.equal(server.count, 2);
 });
 
-test("a server that pinged once is watched from the beginning of the next connection", (t) => {
+/** Sockets on which nothing happens by itself, for a clock that stands still; and their class. */
+function sockets() {
   const made = [];
   class Socket {
     constructor() { made.push(this); }
     send() {}
-    close() {}
+    close() { this.closed = true; }
   }
+  return [made, Socket];
+}
+
+test("a server that pinged once is watched from the beginning of the next connection", (t) => {
+  const [made, Socket] = sockets();
   t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
   const state = connect({ WebSocket: Socket });
   made[0].onopen();
@@ -365,13 +371,9 @@ test("a server that pinged once is watched from the beginning of the next connec
 });
 
 test("a handshake that is never answered is given up, and tried again later", async (t) => {
-  const made = [];
-  class Silent {
-    constructor() { made.push(this); }
-    close() { this.closed = true; }
-  }
+  const [made, Socket] = sockets();
   t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
-  const state = connect({ WebSocket: Silent });
+  const state = connect({ WebSocket: Socket });
   t.mock.timers.tick(29_000);
   assert.deepEqual([made.length, state.problems], [1, []]);
   t.mock.timers.tick(2000);
@@ -381,12 +383,7 @@ test("a handshake that is never answered is given up, and tried again later", as
 });
 
 test("whoever was sent away for too much comes back later than otherwise", async (t) => {
-  const made = [];
-  class Socket {
-    constructor() { made.push(this); }
-    send() {}
-    close() {}
-  }
+  const [made, Socket] = sockets();
   t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
   const state = connect({ WebSocket: Socket, minDelay: 500, maxDelay: 15_000, random: () => 1 });
   made[0].onopen();
