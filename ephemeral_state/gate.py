@@ -29,7 +29,7 @@ _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
 _IN_A_ROW: Final = 8  # commands carried out before others have their turn
-_penance = Penance(1.0, 1000, time.monotonic)
+_penance = Penance(1.0, 4.0, 1000, time.monotonic)  # daphne gives up on a connection that is not let in for 5 s
 """Of this process. A client that floods, is sent away and comes back at once would else have the server for itself."""
 
 
@@ -100,11 +100,13 @@ class Gate:
 
     def _judge(self, data: str | bytes) -> None:
         """Raises `RateLimited` or `InvalidFrame`."""
-        wait = self._bucket.take(1 + len(data) // self._piece)
+        cost = 1 + len(data) // self._piece
+        if len(data) > self._most:  # it does not pass, however seldom it comes, and ends no row of refusals
+            self._bucket.refuse(cost)
+            require_size(data, self._most)
+        wait = self._bucket.take(cost)
         if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not (isinstance(data, str) and is_pong(data))):
             raise RateLimited(math.ceil(wait * 1000))
-        if len(data) > self._most:
-            require_size(data, self._most)
 
     async def _send_away(self) -> Message:
         if self._who is not None:

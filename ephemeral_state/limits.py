@@ -13,6 +13,7 @@ __all__ = ["TOO_MANY_REFUSALS", "Bucket", "Claims", "Pace", "Penance"]
 TOO_MANY_REFUSALS: Final = 100
 """Frames in a row: so many, and the connection is ended."""
 _PAUSE: Final = 0.25  # seconds
+_FORGIVEN: Final = 60.0  # seconds after which it is the first time again
 
 
 class Bucket:
@@ -50,6 +51,11 @@ class Bucket:
             self._shut_until = now + _PAUSE
         return max(self._shut_until - now, (cost - self._tokens) / self._rate)
 
+    def refuse(self, cost: float) -> None:
+        """For what may never pass."""
+        self.refusals += cost
+        self.charge(cost)
+
     def charge(self, cost: float) -> None:
         """For what has passed and turned out to be more. At most so much that a burst is due again."""
         self._tokens = max(-self._burst, self._tokens - cost)
@@ -79,24 +85,29 @@ class Pace:
 
 
 class Penance:
-    """Who was sent away a moment ago, and waits until they are let in again."""
+    """Who was sent away a moment ago, and waits until they are let in again: each time twice as long as before."""
 
-    def __init__(self, seconds: float, most: int, clock: Callable[[], float]) -> None:
-        """No more than `most` of them are remembered, the latest."""
+    def __init__(self, seconds: float, longest: float, most: int, clock: Callable[[], float]) -> None:
+        """`seconds` the first time, and `longest` at most. No more than `most` of them are remembered, the latest."""
         self._seconds = seconds
+        self._longest = longest
         self._most = most
         self._clock = clock
-        self._until: dict[str, float] = {}
+        self._waits: dict[str, tuple[float, float]] = {}  # until when, and for how long
 
     def add(self, who: str) -> None:
-        self._until.pop(who, None)  # the latest are to be the last
-        self._until[who] = self._clock() + self._seconds
-        if len(self._until) > self._most:
-            del self._until[next(iter(self._until))]
+        now = self._clock()
+        until, seconds = self._waits.pop(who, (-math.inf, 0.0))  # the latest are to be the last
+        again = now < until + _FORGIVEN
+        seconds = min(2 * seconds, self._longest) if again else self._seconds
+        self._waits[who] = now + seconds, seconds
+        if len(self._waits) > self._most:
+            del self._waits[next(iter(self._waits))]
 
     def left(self, who: str) -> float:
         """Seconds to wait; 0: none."""
-        return max(0.0, self._until.get(who, -math.inf) - self._clock())
+        until, _ = self._waits.get(who, (-math.inf, 0.0))
+        return max(0.0, until - self._clock())
 
 
 class Claims:

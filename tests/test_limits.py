@@ -122,16 +122,27 @@ def test_whoever_keeps_to_the_pace_never_waits(clock: Clock) -> None:
 
 
 def test_penance_ends_and_only_the_latest_are_remembered(clock: Clock) -> None:
-    penance = Penance(2, 3, clock)
+    penance = Penance(2, 8, 3, clock)
     assert penance.left("a") == 0
     for who in "abca":
         penance.add(who)
         clock.now += 0.25
-    assert [penance.left(who) for who in "abc"] == [1.75, 1.25, 1.5]
+    assert [penance.left(who) for who in "abc"] == [3.75, 1.25, 1.5]
     penance.add("d")
-    assert [penance.left(who) for who in "abcd"] == [1.75, 0, 1.5, 2]
-    clock.now += 2
+    assert [penance.left(who) for who in "abcd"] == [3.75, 0, 1.5, 2]
+    clock.now += 4
     assert not any(penance.left(who) for who in "abcd")
+
+
+def test_penance_doubles_up_to_a_limit_and_is_forgotten_after_a_minute(clock: Clock) -> None:
+    penance, waits = Penance(1, 4, 10, clock), []
+    for _ in range(4):
+        penance.add("a")
+        waits.append(penance.left("a"))
+        clock.now += 30
+    clock.now += 40
+    penance.add("a")
+    assert [*waits, penance.left("a")] == [1, 2, 4, 4, 1]
 
 
 def test_claims_end_with_their_time(clock: Clock) -> None:
