@@ -209,7 +209,8 @@ class Direct:
             self._sending.cancel()
 
     def _is_behind(self) -> bool:
-        return self._sending is not None or bool(self._rest) or bool(self._waiting) or self.held
+        # What is left of a snapshot is sent, or held.
+        return self._sending is not None or bool(self._waiting) or self.held
 
     def _no_longer_held(self) -> None:
         if self._read is not None and not self._read.done():
