@@ -27,8 +27,9 @@ class View(Protocol):
 
     def entries(self) -> Sequence[Entry]: ...
 
-    def snapshot(self) -> tuple[str, Sequence[str]]:
-        """The frame that tells of all entries, and those for what does not fit into it."""
+    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
+        """The frame that tells of all entries, and those for what does not fit into it. `batch`: what comes after it
+        comes in batches, which name keys by the numbers that the snapshot gives them."""
 
 
 class News:
@@ -180,7 +181,7 @@ class Direct:
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
         else:
-            text, rest = view.snapshot()
+            text, rest = view.snapshot(batch=batch)
             texts = [add_ref(text, ref), *rest]
             self._rest.extend((topic, text) for text in texts[self._push(texts) :])
 
@@ -266,7 +267,7 @@ class Direct:
                     continue
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
-                    text, rest_of_it = what.view.snapshot()
+                    text, rest_of_it = what.view.snapshot(batch=topic in self._batched)
                     self._rest.extend((topic, text) for text in rest_of_it)
                     await self._send_text(add_ref(text, what.ref))
                 elif topic in self._batched:

@@ -378,7 +378,7 @@ class _Feed:
         self.topic = topic
         self.replica = Replica(topic)
         self._lanes: dict[Flow, _Lane] = {}
-        self._encoded = _Encoded(-1, 0.0, "", ())
+        self._encoded = {False: _NOTHING_YET, True: _NOTHING_YET}  # by whether it has the numbers of the keys
         self.waiters = 0
         self.generation = 0
         self.patient_until = 0.0
@@ -417,17 +417,18 @@ class _Feed:
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
 
-    def snapshot(self) -> tuple[str, Sequence[str]]:
+    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
         """Encoded once for all who join within a moment, as after a deploy everybody does."""
-        now = _now()
-        if self._encoded.version != self.replica.version or now - self._encoded.at > _SNAPSHOT_AGE:
-            text, rest = encode_welcome(self.topic.name, self.replica.entries(now))
-            self._encoded = _Encoded(self.replica.version, now, text, rest)
-        return self._encoded.text, self._encoded.rest
+        now, encoded = _now(), self._encoded[batch]
+        if encoded.version != self.replica.version or now - encoded.at > _SNAPSHOT_AGE:
+            numbers = self.replica.numbers() if batch else {}
+            text, rest = encode_welcome(self.topic.name, self.replica.entries(now), numbers)
+            encoded = self._encoded[batch] = _Encoded(self.replica.version, now, text, rest)
+        return encoded.text, encoded.rest
 
     @property
     def size(self) -> int:
-        return len(self._encoded.text)
+        return len(max(self._encoded.values(), key=lambda encoded: encoded.at).text)
 
     def agrees(self, revision: Revision) -> bool:
         return self.replica.agrees(revision) and not self.doubted
@@ -473,9 +474,9 @@ class _Seat:
         self._feed.has_looked(self._delivery)
         return self._feed.entries()
 
-    def snapshot(self) -> tuple[str, Sequence[str]]:
+    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
         self._feed.has_looked(self._delivery)
-        return self._feed.snapshot()
+        return self._feed.snapshot(batch=batch)
 
 
 class _Encoded(NamedTuple):
@@ -483,6 +484,9 @@ class _Encoded(NamedTuple):
     at: float
     text: str
     rest: Sequence[str]
+
+
+_NOTHING_YET: Final = _Encoded(-1, 0.0, "", ())
 
 
 class _Lane:

@@ -64,6 +64,9 @@ _BATCH_VERSION: Final = 1
 _MAX_BATCH_CHARACTERS: Final = 256 * 1024
 _REASONS: Final = frozenset(("explicit", "disconnect", "expired"))
 
+_NO_NUMBERS: Final[Mapping[str, int]] = {}
+_NOWHERE: Final = Revision(0, 0)
+
 Ref = str | int | None
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -97,32 +100,43 @@ def encode_clear(topic: str, key: str, client_id: str, reason: Reason) -> str:
     return f'{{"_orama":"ephemeral.clear",{names},"reason":"{reason}"}}'
 
 
-def encode_entry(entry: Entry) -> dict[str, Any]:
-    """One element of a snapshot's `entries`."""
+def encode_entry(entry: Entry, number: int | None = None) -> dict[str, Any]:
+    """One element of a snapshot's `entries`. `number`: of the key, for those who take batches."""
     fields: dict[str, Any] = {"key": entry.key, "client_id": entry.client_id}
     if entry.payload:
         fields["payload"] = _base64(entry.payload)
     fields["expires_in_ms"] = entry.expires_in_ms
+    if number is not None:
+        fields["n"] = number
     return fields
 
 
-def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None, more: int = 0) -> str:
-    told = [encode_entry(entry) for entry in entries]
+def encode_snapshot(
+    topic: str, entries: Iterable[Entry], ref: Ref = None, more: int = 0, numbers: Mapping[str, int] = _NO_NUMBERS
+) -> str:
+    told = [encode_entry(entry, numbers.get(entry.key)) for entry in entries]
     frame: dict[str, Any] = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": told}
     if more:
         frame["more"] = more
     return _dumps(_with_ref(frame, ref))
 
 
-def encode_welcome(topic: str, entries: Sequence[Entry]) -> tuple[str, Sequence[str]]:
+def encode_welcome(
+    topic: str, entries: Sequence[Entry], numbers: Mapping[str, int] = _NO_NUMBERS
+) -> tuple[str, Sequence[str]]:
     """The snapshot that a subscriber gets, and what does not fit into it, as set frames that are sent right after it.
-    It says how many: a client has seen the whole topic only with the last of them."""
+    It says how many sets those are: a client has seen the whole topic only with the last of them. `numbers` are those
+    of the keys, for a subscriber that takes batches: its sets come in such."""
     fitting = len(entries)
-    text = encode_snapshot(topic, entries)
+    text = encode_snapshot(topic, entries, numbers=numbers)
     while fitting > 1 and not fits(text):
         fitting //= 2
-        text = encode_snapshot(topic, entries[:fitting], more=len(entries) - fitting)
-    return text, [encode_set(topic, entry.key, entry.client_id, entry.payload) for entry in entries[fitting:]]
+        text = encode_snapshot(topic, entries[:fitting], more=len(entries) - fitting, numbers=numbers)
+    rest = entries[fitting:]
+    if not numbers:
+        return text, [encode_set(topic, entry.key, entry.client_id, entry.payload) for entry in rest]
+    events = [Event(e.key, e.client_id, e.payload, None, None, "", _NOWHERE, number=numbers[e.key]) for e in rest]
+    return text, [part.text for part in encode_events(topic, events)] if events else []
 
 
 def fits(text: str) -> bool:
@@ -152,8 +166,9 @@ class Part(NamedTuple):
 def encode_events(topic: str, events: Sequence[Event]) -> list[Part]:
     """`ephemeral.batch`: several events in one frame, or in several frames where it would be too long.
 
-    An event is `[key, payload]` where the key has the owner it had, `[key, payload, client_id]` where the owner is
-    new, and `[key, null, client_id, reason]` for a clear. A payload is base64, or plain JSON itself.
+    An event is `[key, payload, client_id, number]` where the key is new or its owner is, `[number, payload]` where the
+    key has the owner it had, and `[key, null, client_id, reason]` for a clear. A payload is base64, or plain JSON
+    itself.
     """
     frame = f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
     if len(events) < 2 or fits(frame):
@@ -167,8 +182,8 @@ def _encode_event(event: Event) -> str:
         return f'[{_quote(event.key)},null,{_quote(event.client_id)},"{event.reason}"]'
     payload = _plain_json(event.payload) or f'"{_base64(event.payload)}"'
     if event.same_owner:
-        return f"[{_quote(event.key)},{payload}]"
-    return f"[{_quote(event.key)},{payload},{_quote(event.client_id)}]"
+        return f"[{event.number},{payload}]"
+    return f"[{_quote(event.key)},{payload},{_quote(event.client_id)},{event.number}]"
 
 
 def _plain_json(payload: bytes) -> str:
@@ -482,7 +497,9 @@ class Event(NamedTuple):
     fresh: bool = False
     """The key was not there before: whoever has not heard of this event does not know the key at all."""
     same_owner: bool = False
-    """The key was there before, with the same owner: whoever knows the key knows its owner."""
+    """The key was there before, with the same owner: whoever knows the key knows its owner, and its number."""
+    number: int = 0
+    """Stands for the key from when it comes until it goes, and for no other one before or after."""
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .protocol import Batch, Event, encode_clear, encode_set
@@ -20,13 +21,14 @@ class Replica:
     It starts empty and waits for its first snapshot: until `reset`, every batch is early.
     """
 
-    __slots__ = ("_early", "_held", "_ready", "revision", "topic", "version")
+    __slots__ = ("_early", "_held", "_numbers", "_ready", "revision", "topic", "version")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
         self.revision = _NOTHING
         self._ready = False
         self._held: dict[str, _Held] = {}
+        self._numbers = itertools.count(1)
         self._early: dict[Revision, Batch] = {}
         self.version = 0
         """Another one after every change of what `entries` returns, but for the passing of time."""
@@ -75,6 +77,10 @@ class Replica:
         """What a new subscriber is to see: live entries, sorted by key."""
         return [held.entry(self.topic, key, now) for key, held in sorted(self._held.items()) if held.is_live(now)]
 
+    def numbers(self) -> Mapping[str, int]:
+        """By key, what stands for it in the events that are told from here."""
+        return {key: held.number for key, held in self._held.items()}
+
     def _apply(self, batch: Batch, now: float) -> list[Event]:
         epoch, first = batch.first
         if self._ready and epoch < self.revision.epoch:
@@ -104,13 +110,12 @@ class Replica:
         for event in events:
             if event.reason is None:
                 held = self._held.get(event.key)
-                if held is None:
-                    event = event._replace(fresh=True)
-                elif held.client_id == event.client_id and held.is_live(now):
-                    # Whoever has joined since its deadline does not know it.
-                    event = event._replace(same_owner=True)
+                number = next(self._numbers) if held is None else held.number
+                # Whoever has joined since its deadline does not know it.
+                same_owner = held is not None and held.client_id == event.client_id and held.is_live(now)
+                event = event._replace(fresh=held is None, same_owner=same_owner, number=number)
                 deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
-                self._held[event.key] = _Held(event.client_id, event.payload, deadline)
+                self._held[event.key] = _Held(event.client_id, event.payload, deadline, number)
             elif self._held.pop(event.key, None) is None:
                 continue  # it had expired before anybody here could hear of it
             heard.append(event)
@@ -133,14 +138,15 @@ class Replica:
             if before is not None and before.expired_since(entry, now, took):
                 continue  # told long ago, and whoever has joined since its deadline need not hear of it
             known = before if before is not None and before.is_live(now) else None
+            number = next(self._numbers) if before is None else before.number
             deadline = None if entry.expires_in_ms is None else now + entry.expires_in_ms
-            self._held[key] = _Held(entry.client_id, entry.payload, deadline)
+            self._held[key] = _Held(entry.client_id, entry.payload, deadline, number)
             # Also if nothing but its deadline has changed, for those who have joined since it passed.
             if known is None or known[:2] != (entry.client_id, entry.payload):
                 text = encode_set(self.topic.name, key, entry.client_id, entry.payload)
                 same_owner = known is not None and known.client_id == entry.client_id
                 event = Event(key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision)
-                heard.append(event._replace(fresh=before is None, same_owner=same_owner))
+                heard.append(event._replace(fresh=before is None, same_owner=same_owner, number=number))
         return heard
 
 
@@ -148,6 +154,7 @@ class _Held(NamedTuple):
     client_id: str
     payload: bytes
     deadline: float | None
+    number: int
 
     def is_live(self, now: float) -> bool:
         return self.deadline is None or now < self.deadline

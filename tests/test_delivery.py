@@ -13,8 +13,12 @@ from .waiting import settle, until
 TOPIC = Topic("", "t")
 
 
+NUMBERS = {"a": 1, "b": 2}
+
+
 def set_event(key, text, fresh=False):
-    return Event(key, "c", text.encode(), None, 1000, text, Revision(0, 0), fresh)
+    number = NUMBERS.get(key, 0)
+    return Event(key, "c", text.encode(), None, 1000, text, Revision(0, 0), fresh, number=number)
 
 
 def clear_event(key):
@@ -28,8 +32,9 @@ class View:
     def entries(self):
         return self._entries
 
-    def snapshot(self):
-        return encode_welcome(TOPIC.name, self._entries)
+    def snapshot(self, *, batch):
+        numbers = {entry.key: n for n, entry in enumerate(self._entries, 1)} if batch else {}
+        return encode_welcome(TOPIC.name, self._entries, numbers)
 
 
 class Socket:
@@ -225,7 +230,9 @@ async def test_a_batch_is_one_frame_and_made_once_for_all_sockets():
     for socket in sockets:
         socket.delivery.welcome(TOPIC, View([]), None, batch=True)
         socket.delivery.hear(news)
-    assert batches(sockets[0].texts[1:]) == [[["a", "MQ==", "c"], ["b", "Mg==", "c"], ["a", None, "c", "disconnect"]]]
+    assert batches(sockets[0].texts[1:]) == [
+        [["a", "MQ==", "c", 1], ["b", "Mg==", "c", 2], ["a", None, "c", "disconnect"]]
+    ]
     assert sockets[0].texts[1] is sockets[1].texts[1]
 
 
@@ -238,8 +245,8 @@ async def test_a_socket_that_takes_batches_and_falls_behind_gets_the_newest_valu
     socket.gate.set()
     await settle()
     first, rest = batches(socket.texts[1:])
-    assert (first[0], first[1][0]) == (["a", "YTA=", "c"], "b")
-    assert rest == [["a", "YTk5"], ["b", "Yg==", "c"]]
+    assert (first[0], first[1][0]) == (["a", "YTA=", "c", 1], "b")
+    assert rest == [[1, "YTk5"], ["b", "Yg==", "c", 2]]
 
 
 def large(size, count, payload="x"):
@@ -262,8 +269,13 @@ async def test_what_does_not_fit_into_a_snapshot_is_told_after_it(batch, behind,
     socket.delivery.hear(News(TOPIC, [set_event("last", "{}")]))
     snapshot, *more, last = socket.texts[behind:]
     begun = json.loads(snapshot)
-    assert (begun["ref"], begun["more"]) == (7, len(more))
-    heard = [entry["key"] for entry in begun["entries"]] + [json.loads(text)["key"] for text in more]
+    if batch:
+        rest = [(key, number) for text in more for key, _, _, number in json.loads(text)["events"]]
+        assert [entry["n"] for entry in begun["entries"]] + [number for _, number in rest] == list(range(1, 251))
+    else:
+        rest = [(json.loads(text)["key"], None) for text in more]
+    assert (begun["ref"], begun["more"]) == (7, len(rest))
+    heard = [entry["key"] for entry in begun["entries"]] + [key for key, _ in rest]
     assert heard == [f"k{n}" for n in range(250)]
     assert "last" in last or last == "{}"
     assert max(len(text.encode()) for text in socket.texts) <= LONGEST

@@ -37,16 +37,21 @@ class Client:
         self.frames.append(frame)
         if frame["_orama"] == "ephemeral.snapshot":
             self.view = {e["key"]: (e["client_id"], e.get("payload")) for e in frame["entries"]}
+            self.keys = {e["n"]: e["key"] for e in frame["entries"] if "n" in e}
         elif frame["_orama"] == "ephemeral.set":
             self.view[frame["key"]] = (frame["client_id"], frame.get("payload"))
         elif frame["_orama"] == "ephemeral.batch":
-            for key, payload, *owner_and_reason in frame["events"]:
+            for name, payload, *more in frame["events"]:
+                assert payload is None or isinstance(payload, str), "none here is JSON"
                 if payload is None:
-                    del self.view[key]
+                    del self.view[name]
+                elif more:
+                    owner, number = more
+                    self.keys[number] = name
+                    self.view[name] = (owner, payload or None)
                 else:
-                    owner = owner_and_reason[0] if owner_and_reason else self.view[key][0]
-                    assert isinstance(payload, str), "none here is JSON"
-                    self.view[key] = (owner, payload or None)
+                    key = self.keys[name]
+                    self.view[key] = (self.view[key][0], payload or None)
         else:
             del self.view[frame["key"]]
 
@@ -144,7 +149,7 @@ async def test_a_batch_names_the_owner_only_where_it_is_new(rig):
     await rig.write(Clear("d", TOPIC, "k"))
     await until(lambda: not client.view)
     assert [frame["events"] for frame in client.frames[1:]] == [
-        [["k", "Mg=="], ["k", "Mw==", "d"], ["k", "NA=="]],
+        [[1, "Mg=="], ["k", "Mw==", "d", 1], [1, "NA=="]],
         [["k", None, "d", "explicit"]],
     ]
     assert [frame["_orama"] for frame in plain.frames[1:]] == ["ephemeral.set"] * 3 + ["ephemeral.clear"]

@@ -51,6 +51,16 @@ def test_consecutive_batches_are_told_as_they_come():
     assert not copy.behind
 
 
+def test_a_key_keeps_its_number_until_it_goes_and_nobody_has_it_after():
+    copy = replica()
+    copy.apply(batch(1, 1, set_event("a"), set_event("b"), set_event("a", client="other")), 0)
+    assert copy.numbers() == {"a": 1, "b": 2}
+    heard = copy.apply(batch(1, 4, clear_event("a"), set_event("c"), set_event("a"), set_event("b")), 0)
+    assert [event.number for event in heard[1:]] == [3, 4, 2]
+    heard = copy.reset(snapshot(1, 9, b=b"new", d=b""), copy.asking(), 0)
+    assert {event.key: event.number for event in heard if event.reason is None} == copy.numbers() == {"b": 2, "d": 5}
+
+
 def test_a_batch_that_came_before_is_told_once():
     copy = replica()
     copy.apply(batch(1, 1, set_event("a")), 0)

@@ -81,6 +81,9 @@ class Reader:
         self.topic = topic
         self.entries: dict[str, tuple[str, str]] = {}
         self.changes: list[list[str]] = []
+        self.told: list[dict[str, Any]] = []
+        self.more = 0
+        self.keys: dict[int, str] = {}
 
     def read(self, frame: dict[str, Any]) -> None:
         if frame.get("topic") != self.topic:
@@ -99,6 +102,7 @@ class Reader:
                 self.clear(key, "missed")
             for key, (owner, payload) in there.items():
                 self.set(key, owner, payload)
+            self.keys = {entry["n"]: entry["key"] for entry in self.told if "n" in entry}
         elif kind == "ephemeral.set":
             self.set(frame["key"], frame["client_id"], frame.get("payload", ""))
         elif kind == "ephemeral.clear":
@@ -108,9 +112,14 @@ class Reader:
                 match event:
                     case [key, None, _, reason]:
                         self.clear(key, reason)
-                    case [key, payload, owner]:
+                    case [key, payload, owner, number] if self.more:
+                        told = {"key": key, "client_id": owner, "payload": as_base64(payload), "n": number}
+                        self.read({"_orama": "ephemeral.set", "topic": self.topic, **told})
+                    case [key, payload, owner, number]:
+                        self.keys[number] = key
                         self.set(key, owner, as_base64(payload))
-                    case [key, payload]:
+                    case [number, payload]:
+                        key = self.keys[number]
                         self.set(key, self.entries[key][0], as_base64(payload))
 
     def set(self, key: str, owner: str, payload: str) -> None:

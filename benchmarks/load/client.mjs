@@ -29,6 +29,9 @@ function kind(data, at) {
 // All sockets get the same text, so each text is parsed once, as long as it is among the latest few thousand.
 const parsed = new Array(4096);
 
+// What stands for a key in batches: for all sockets the same, since one process tells them all.
+const keys = new Map();
+
 function hash(data) {
   let value = data.length;
   const step = data.length > 512 ? data.length >> 7 : 1;
@@ -43,12 +46,20 @@ function read(data, at) {
   if (known !== undefined && known.data.length === data.length && known.data.equals(data)) return known.changes;
   const frame = JSON.parse(data.toString("utf8", at, at ? data.length - 1 : data.length));
   const events = frame.events ?? [[frame.key, frame._orama === "ephemeral.clear" ? null : (frame.payload ?? "")]];
-  const changes = events.map(([key, payload]) => ({ key, cleared: payload === null, value: value(payload) }));
+  const changes = events.map(([name, payload, , number]) => {
+    if (typeof number === "number") keys.set(number, name);
+    const key = typeof name === "number" ? keys.get(name) : name;
+    return { key, cleared: payload === null, value: value(payload) };
+  });
   parsed[slot] = { data: Buffer.from(data), changes };
   return changes;
 }
 
-const entries = (data) => JSON.parse(data).entries.map(({ key, payload }) => ({ key, value: value(payload) }));
+const entries = (data) =>
+  JSON.parse(data).entries.map(({ key, payload, n }) => {
+    if (n) keys.set(n, key);
+    return { key, value: value(payload) };
+  });
 const value = (payload) => {
   if (payload && typeof payload === "object") return payload;
   return payload ? JSON.parse(Buffer.from(payload, "base64").toString()) : null;
@@ -145,6 +156,7 @@ export class Client {
       }
       case SNAPSHOT:
         if (this.hearSnapshot !== undefined) this.hearSnapshot(entries(data));
+        else if (data.includes('"n":')) entries(data);
       // falls through
       case OK:
         return this.#waiting.shift()?.[0]();

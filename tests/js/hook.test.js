@@ -65,7 +65,7 @@ for (const [mode, wrap] of [["", (element) => element], [" in strict mode", (ele
     await act(async () => made.socket.onopen());
     await made.hear("snapshot", { entries: [{ key: "a", client_id: "c", payload: base64("Ann") }] });
     assert.equal(made.main.textContent, "live: Ann");
-    await made.hear("batch", { events: [["b", base64("Bob"), "c"], ["a", null, "c", "disconnect"]] });
+    await made.hear("batch", { events: [["b", base64("Bob"), "c", 1], ["a", null, "c", "disconnect"]] });
     assert.equal(made.main.textContent, "live: Bob");
     const renders = made.renders;
     await made.hear("set", { key: "b", client_id: "c", payload: base64("Bob") });

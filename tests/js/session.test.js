@@ -297,10 +297,10 @@ test("leaving clears what is one's own and unsubscribes; late frames change noth
   assert.deepEqual(wire.changes, []);
 });
 
-test("a batch that names an unknown key without an owner makes it ask for a snapshot, once", () => {
+test("a batch with an unknown number makes it ask for a snapshot, once", () => {
   const wire = joined();
-  wire.hear("batch", { topic: "t", events: [["x", ONE]] });
-  wire.hear("batch", { topic: "t", events: [["y", ONE]] });
+  wire.hear("batch", { topic: "t", events: [[1, ONE]] });
+  wire.hear("batch", { topic: "t", events: [[2, ONE]] });
   assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
   wire.welcome("t", [["x", "c1", ONE], ["y", "c1", ONE]]);
   assert.deepEqual(shown(wire.line.view.entries), { x: ["c1", ONE], y: ["c1", ONE] });
@@ -330,6 +330,7 @@ const BROKEN = [
   ["batch", { topic: "t", events: {} }],
   ["batch", { topic: "t", events: [["new", ONE, "c"], [7, ONE, "c"]] }],
   ["batch", { topic: "t", events: [["new", ONE, "c"], null] }],
+  ["batch", { topic: "t", events: [["new", ONE, "c", 1], ["a", ONE]] }],
   ["hello", {}],
 ];
 for (const [kind, fields] of BROKEN)

@@ -61,7 +61,8 @@ function group(events) {
 function told(events, next, pick) {
   const topic = new Map();
   const known = new Map(); // owners as the client knows them
-  const frames = [snapshot(topic)];
+  const numbers = new Numbers(); // of the keys that have one
+  const frames = [snapshot(topic, numbers)];
   let batch = null;
   const flush = () => {
     if (batch) frames.push({ _orama: "ephemeral.batch", topic: "t", events: batch });
@@ -75,16 +76,17 @@ function told(events, next, pick) {
     if (event[1] === null && !known.has(event[0])) continue; // came and went unheard
     const times = next() < 0.15 ? 2 : 1;
     for (let time = 0; time < times; time++)
-      if (next() < 0.5) (batch ??= []).push(compressed(event, known));
+      if (next() < 0.5) (batch ??= []).push(compressed(event, known, numbers));
       else {
         flush();
         frames.push(plain(event));
-        note(event, known);
+        note(event, known, numbers);
       }
     if (next() < 0.3) flush();
     if (next() < 0.1) {
       flush();
-      frames.push(snapshot(topic));
+      if (next() < 0.5) numbers.anew(); // from another process
+      frames.push(snapshot(topic, numbers));
       known.clear();
       for (const [key, [, owner]] of topic) known.set(key, owner);
     }
@@ -98,16 +100,32 @@ function told(events, next, pick) {
   return { frames, topic };
 }
 
-function note([key, payload, owner], known) {
-  if (payload === null) known.delete(key);
+/** What stands for keys, as a process of the server counts them. */
+class Numbers extends Map {
+  #latest = 0;
+
+  of(key) {
+    if (!this.has(key)) this.set(key, ++this.#latest);
+    return this.get(key);
+  }
+
+  anew() {
+    this.clear();
+    this.#latest = 0;
+  }
+}
+
+function note([key, payload, owner], known, numbers) {
+  if (payload === null) known.delete(key), numbers.delete(key);
   else known.set(key, owner);
 }
 
-function compressed(event, known) {
+function compressed(event, known, numbers) {
   const [key, payload, owner] = event;
-  const same = payload !== null && known.get(key) === owner;
-  note(event, known);
-  return same ? [key, payload] : event;
+  const same = payload !== null && known.get(key) === owner && numbers.has(key);
+  note(event, known, numbers);
+  if (payload === null) return event;
+  return same ? [numbers.get(key), payload] : [...event, numbers.of(key)];
 }
 
 function plain([key, payload, client_id, reason]) {
@@ -115,8 +133,13 @@ function plain([key, payload, client_id, reason]) {
   return { _orama: "ephemeral.set", topic: "t", key, client_id, ...(payload && { payload }) };
 }
 
-function snapshot(topic) {
-  const entries = [...topic].map(([key, [payload, client_id]]) => ({ key, client_id, ...(payload && { payload }), expires_in_ms: null }));
+function snapshot(topic, numbers) {
+  const keys = [...topic.keys()].sort();
+  for (const key of [...numbers.keys()]) if (!topic.has(key)) numbers.delete(key);
+  const entries = keys.map((key) => {
+    const [payload, client_id] = topic.get(key);
+    return { key, client_id, ...(payload && { payload }), expires_in_ms: null, n: numbers.of(key) };
+  });
   return { _orama: "ephemeral.snapshot", topic: "t", entries };
 }
 
@@ -145,10 +168,10 @@ test(`${STREAMS} tellings end in the same view`, () => {
   assert.ok(frames > 20 * STREAMS && changes > 10 * STREAMS, `${frames} frames, ${changes} changes`);
 });
 
-test("a batch that leaves out an owner the view does not know asks for a snapshot", () => {
+test("a batch with a number the view does not know asks for a snapshot", () => {
   const view = new View("t");
-  assert.deepEqual(view.apply({ _orama: "ephemeral.batch", events: [["a", "MQ=="], ["b", "", "c1"]] }).map(({ key }) => key), ["b"]);
+  assert.deepEqual(view.apply({ _orama: "ephemeral.batch", events: [[1, "MQ=="], ["b", "", "c1", 2]] }).map(({ key }) => key), ["b"]);
   assert.equal(view.lost, true);
-  view.apply(snapshot(new Map([["a", ["MQ==", "c2"]]])));
+  view.apply(snapshot(new Map([["a", ["MQ==", "c2"]]]), new Numbers()));
   assert.equal(view.lost, false);
 });

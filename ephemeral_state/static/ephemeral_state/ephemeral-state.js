@@ -119,6 +119,10 @@ export class View {
   lost = false;
   /** @type {{ entries: Frame[], more: number } | null} a snapshot of which so many sets are still to come */
   partial = null;
+  /** @type {Map<number, string>} keys by the numbers that stand for them in batches */
+  #keys = new Map();
+  /** @type {Map<string, number>} */
+  #numbers = new Map();
 
   /** @param {string} name @param {Set<string>} [ids] the ids that are one's own @param {() => number} [now] ms */
   constructor(name, ids = new Set(), now = Date.now) {
@@ -173,23 +177,39 @@ export class View {
 
   /** @param {any[][]} events */
   #batch(events) {
-    for (const [key, payload, owner] of events) {
-      string(key);
+    for (const [name, payload, owner] of events) {
+      const numbered = typeof name === "number" && owner === undefined;
+      if (!numbered) string(name);
+      if (!numbered) string(owner);
       if (payload === undefined) string(payload);
-      if (owner !== undefined) string(owner);
     }
-    return events.flatMap(([key, told, owner, reason]) => {
-      if (told === null) return this.#remove(key, reason);
+    return events.flatMap(([name, told, owner, more]) => {
+      if (told === null) return this.#remove(name, more);
       const payload = typeof told === "string" ? told : encode(told); // JSON may stand there as it is
-      const known = owner ?? this.entries.get(key)?.owner;
-      if (known !== undefined) return this.#put({ key, client_id: known, payload });
+      if (owner !== undefined) {
+        const fields = { key: name, client_id: owner, payload, n: more };
+        return this.partial ? this.#gather(this.partial, fields) : this.#put(fields);
+      }
+      const before = this.entries.get(this.#keys.get(name) ?? "");
+      if (before) return this.#put({ key: before.key, client_id: before.owner, payload });
       this.lost = true;
       return [];
     });
   }
 
+  /** @param {string} key @param {unknown} number what stands for it from now on, until it goes */
+  #name(key, number) {
+    const before = this.#numbers.get(key);
+    if (before !== undefined && this.#keys.get(before) === key) this.#keys.delete(before);
+    this.#numbers.delete(key);
+    if (typeof number !== "number") return;
+    this.#numbers.set(key, number);
+    this.#keys.set(number, key);
+  }
+
   /** @param {Frame} fields @returns {Change[]} */
-  #put({ key, client_id: owner, payload = "", expires_in_ms: left }) {
+  #put({ key, client_id: owner, payload = "", expires_in_ms: left, n: number }) {
+    if (number !== undefined) this.#name(key, number);
     const expires = typeof left === "number" ? this.now() + left : left;
     const before = this.entries.get(key);
     if (before?.is(owner, payload)) {
@@ -204,6 +224,7 @@ export class View {
   /** @param {string} key @param {Reason} reason @returns {Change[]} */
   #remove(key, reason) {
     const before = this.entries.get(key);
+    this.#name(key, undefined);
     return this.entries.delete(key) && before ? [{ type: "clear", key, before, reason }] : [];
   }
 }
