@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["SETTING", "Settings", "get_settings"]
 SETTING = "EPHEMERAL_STATE"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """The keys of `EPHEMERAL_STATE`, in lower case. Times in seconds, sizes in bytes."""
 
@@ -62,7 +62,7 @@ class Settings:
     shutdown_timeout: float = 5.0
     """How long the end of a server process may wait for its connections' state to be cleared."""
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
         return Limits(
             max_keys_per_client=self.max_keys_per_client,

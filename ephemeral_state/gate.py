@@ -28,7 +28,7 @@ _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
 _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
-_IN_A_ROW: Final = 8  # commands carried out before others have their turn
+_IN_A_ROW: Final = 32  # commands carried out before others have their turn
 _penance = Penance(1.0, 4.0, 1000, time.monotonic)  # daphne gives up on a connection that is not let in for 5 s
 """Of this process. A client that floods, is sent away and comes back at once would else have the server for itself."""
 

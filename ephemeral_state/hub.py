@@ -576,9 +576,9 @@ class _Lane:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
-        # About as long as a loop that is busy with this room needs to take in what has come meanwhile. Told at once, it
-        # goes out with fewer system calls.
-        self._rests_until = now + max(self._pause, min((now - self._began) / 4, _LONGEST_PAUSE))
+        # What has come meanwhile, a loop that is busy with this room has yet to take in. Told at once, it goes out with
+        # fewer system calls.
+        self._rests_until = now + max(self._pause, min((now - self._began) / 2, _LONGEST_PAUSE))
         if self._waiting or any(self._late.values()):
             self._timer = loop.call_at(self._rests_until, self._send)
 

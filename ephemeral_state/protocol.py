@@ -73,6 +73,13 @@ _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=F
 _quote = json.encoder.encode_basestring
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_loads = json.JSONDecoder(parse_constant=_no_constant).decode  # json.loads would make a decoder for each frame
+
+
 def _base64(payload: bytes) -> str:
     return binascii.b2a_base64(payload, newline=False).decode("ascii")
 
@@ -155,7 +162,7 @@ def encode_hello(client_id: str) -> str:
 
 def add_ref(frame: str, ref: Ref) -> str:
     """The text of a frame, as the answer to a command that had this `ref`."""
-    return frame if ref is None else f'{frame[:-1]},"ref":{_dumps(ref)}}}'
+    return frame if ref is None else f'{frame[:-1]},"ref":{ref if type(ref) is int else _dumps(ref)}}}'
 
 
 class Part(NamedTuple):
@@ -192,7 +199,7 @@ def _plain_json(payload: bytes) -> str:
         return ""
     try:
         text = payload.decode()
-        is_plain = not _NOT_PLAIN.search(text) and _dumps(json.loads(text, parse_constant=_no_constant)) == text
+        is_plain = not _NOT_PLAIN.search(text) and _dumps(_loads(text)) == text
     except (ValueError, RecursionError):
         return ""
     return text if is_plain else ""
@@ -203,7 +210,7 @@ _NOT_PLAIN: Final = re.compile(r'\.0(?![0-9])|[0-9]{16}|"[0-9]+":')
 
 
 def encode_ok(ref: Ref = None) -> str:
-    return _dumps(_with_ref({"_orama": "ephemeral.ok"}, ref))
+    return add_ref('{"_orama":"ephemeral.ok"}', ref)
 
 
 def encode_error(error: EphemeralStateError, ref: Ref = None) -> str:
@@ -343,7 +350,7 @@ def decode_command(text: str, *, max_frame_bytes: int, max_name_bytes: int) -> C
     """Read one frame of a client. Raises an error that carries the frame's `ref`, when it could be read."""
     require_size(text, max_frame_bytes)
     try:
-        frame = json.loads(text, parse_constant=_no_constant)
+        frame = _loads(text)
     except (ValueError, RecursionError):
         raise InvalidFrame("frame is not JSON") from None
     if not isinstance(frame, dict):
@@ -358,7 +365,7 @@ def decode_command(text: str, *, max_frame_bytes: int, max_name_bytes: int) -> C
 
 def require_size(data: str | bytes, max_frame_bytes: int) -> None:
     """Raises `InvalidFrame` for a frame that is too large to be read."""
-    size = len(data.encode(errors="surrogatepass") if isinstance(data, str) else data)
+    size = len(data if not isinstance(data, str) or data.isascii() else data.encode(errors="surrogatepass"))
     if size > max_frame_bytes:
         raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes}")
 
@@ -463,10 +470,6 @@ def _ref(value: object) -> Ref:
     raise InvalidFrame(
         f"ref must be null, a whole number below 2**53 or printable text of at most {_MAX_REF} characters"
     )
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _json_type(value: object) -> str:

@@ -19,6 +19,7 @@ __all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
+_PAUSE: Final = 0.001  # seconds from one publishing to the next: a store in memory answers before company can come
 
 
 class Writer:
@@ -26,7 +27,8 @@ class Writer:
     next one. So a lone writer never waits for company, and many writers share one round trip.
 
     What the batches changed is published the same way, beside the next batch and not before it: all changes that
-    are waiting go at once, in the order in which they were stored.
+    are waiting go at once, in the order in which they were stored. A change that comes right after others were
+    published waits for a moment, in which more may come.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Writer:
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
+        self._rests_until = 0.0
 
     @property
     def busy(self) -> bool:
@@ -87,8 +90,11 @@ class Writer:
             await told
 
     async def _tell(self) -> None:
+        now = asyncio.get_running_loop().time
         try:
             while self._untold or self._awaiting:
+                if (wait := self._rests_until - now()) > 0 and not self._awaiting:
+                    await asyncio.sleep(wait)
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
                 self._told(changes)
@@ -100,6 +106,7 @@ class Writer:
                 for told in awaiting:
                     if not told.done():
                         told.set_result(None)
+                self._rests_until = now() + _PAUSE
         finally:
             self._telling = None
 
