@@ -41,7 +41,6 @@ from .protocol import (
     encode_set,
     encode_snapshot,
     encode_welcome,
-    fits,
     flow,
 )
 from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
@@ -161,7 +160,7 @@ class _Base(AsyncConsumer):
         entries: Sequence[Entry] = event["entries"]
         if not cls._overrides("ephemeral_event"):
             text, rest = encode_welcome(event["topic"], entries)
-            return add_ref(text, event["ref"]), [_set_event(entry) for entry in entries[len(entries) - len(rest) :]]
+            return add_ref(text, event["ref"]), [_set_event(entry) for entry in entries[len(entries) - rest.sets :]]
         return encode_snapshot(event["topic"], [], event["ref"]), [_set_event(entry) for entry in entries]
 
 
@@ -447,11 +446,12 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:
         await self._ephemeral_lifecycle().until_read()
-        text = encode_snapshot(topic.name, await connection.list(topic), ref)
+        entries = await connection.list(topic)
+        text, rest = encode_welcome(topic.name, entries)
         self._gate.charge(len(text), waits=True)
-        if not fits(text):
-            raise TooManyEntries(f"{len(text)} characters are too much for one answer: subscribe to the topic")
-        await self.send(text)
+        if rest:
+            raise TooManyEntries(f"{len(entries)} entries are too much for one answer: subscribe to the topic")
+        await self.send(add_ref(text, ref))
 
     async def _set(self, connection: Connection, topic: Topic, command: Command) -> None:
         settings = get_settings()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Iterable, Sequence
+from itertools import chain
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol
 
 from .outbox import Outbox
-from .protocol import Event, Part, Ref, add_ref, encode_events
+from .protocol import Event, Part, Ref, Rest, add_ref, encode_event, encode_events
 from .state import Entry, Topic
 
 __all__ = ["Delivery", "Direct", "Dispatched", "News", "Send", "View"]
@@ -27,7 +28,7 @@ class View(Protocol):
 
     def entries(self) -> Sequence[Entry]: ...
 
-    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
+    def snapshot(self, *, batch: bool) -> tuple[str, Rest]:
         """The frame that tells of all entries, and those for what does not fit into it. `batch`: what comes after it
         comes in batches, which name keys by the numbers that the snapshot gives them."""
 
@@ -46,7 +47,7 @@ class News:
     def texts(self) -> Sequence[str]:
         """For those that take one event in each frame."""
         if self._texts is None:
-            self._texts = [event.text for event in self.events]
+            self._texts = [encode_event(self.topic.name, event) for event in self.events]
         return self._texts
 
     def parts(self) -> list[Part]:
@@ -140,7 +141,7 @@ class Direct:
         self._context = contextvars.copy_context()
         self._batched: set[Topic] = set()
         self._waiting = _Waiting()
-        self._rest: deque[tuple[Topic, str]] = deque()  # of a snapshot of which the beginning was sent
+        self._rest: deque[tuple[Topic, Rest, int]] = deque()  # of a snapshot of which the beginning was sent
         self._sending: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -182,8 +183,9 @@ class Direct:
             self._waiting.welcome(topic, view, ref)
         else:
             text, rest = view.snapshot(batch=batch)
-            texts = [add_ref(text, ref), *rest]
-            self._rest.extend((topic, text) for text in texts[self._push(texts) :])
+            taken = self._push(chain([add_ref(text, ref)], rest)) - 1
+            if not self._closed:
+                self._rest.extend((topic, rest, at) for at in range(taken, len(rest)))
 
     def hear(self, news: News) -> None:
         events = news.events
@@ -224,12 +226,12 @@ class Direct:
             self._ask()
         return self.held
 
-    def _push(self, texts: Sequence[str]) -> int:
+    def _push(self, texts: Iterable[str]) -> int:
         """How many of them were given to the socket, which may have taken only a part of the last."""
         # One change of context for all of them, and no call of ours for each: this is done for every socket of a room.
         return self._context.run(self._step_through, texts)
 
-    def _step_through(self, texts: Sequence[str]) -> int:
+    def _step_through(self, texts: Iterable[str]) -> int:
         send, taken = self._send, 0
         for text in texts:
             taken += 1
@@ -263,18 +265,19 @@ class Direct:
                 await rest
             while (self._rest or self._waiting) and not self.held:
                 if self._rest:
-                    await self._send_text(self._rest.popleft()[1])
+                    _, rest_of_it, at = self._rest.popleft()
+                    await self._send_text(rest_of_it[at])
                     continue
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
                     text, rest_of_it = what.view.snapshot(batch=topic in self._batched)
-                    self._rest.extend((topic, text) for text in rest_of_it)
+                    self._rest.extend((topic, rest_of_it, at) for at in range(len(rest_of_it)))
                     await self._send_text(add_ref(text, what.ref))
                 elif topic in self._batched:
                     for part in encode_events(topic.name, what):
                         await self._send_text(part.text)
                 else:
-                    await self._send_text(what[0].text)
+                    await self._send_text(encode_event(topic.name, what[0]))
         except Exception as error:
             self._lost(error)
         finally:
@@ -320,7 +323,7 @@ class Dispatched:
             "client_id": event.client_id,
             "payload": event.payload,
             "reason": event.reason,
-            "text": event.text,
+            "text": encode_event(topic.name, event),
         }
 
     def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:

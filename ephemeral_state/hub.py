@@ -15,7 +15,7 @@ from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
-from .protocol import PLAIN, Event, Flow, Ref, decode_batch, encode_welcome
+from .protocol import PLAIN, Event, Flow, Ref, Rest, decode_batch, encode_welcome
 from .replica import Replica
 from .state import Entry, Revision, Snapshot, Topic
 from .stores.base import Store
@@ -417,7 +417,7 @@ class _Feed:
     def entries(self) -> Sequence[Entry]:
         return self.replica.entries(_now())
 
-    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
+    def snapshot(self, *, batch: bool) -> tuple[str, Rest]:
         """Encoded once for all who join within a moment, as after a deploy everybody does."""
         now, encoded = _now(), self._encoded[batch]
         if encoded.version != self.replica.version or now - encoded.at > _SNAPSHOT_AGE:
@@ -474,7 +474,7 @@ class _Seat:
         self._feed.has_looked(self._delivery)
         return self._feed.entries()
 
-    def snapshot(self, *, batch: bool) -> tuple[str, Sequence[str]]:
+    def snapshot(self, *, batch: bool) -> tuple[str, Rest]:
         self._feed.has_looked(self._delivery)
         return self._feed.snapshot(batch=batch)
 
@@ -483,10 +483,10 @@ class _Encoded(NamedTuple):
     version: int
     at: float
     text: str
-    rest: Sequence[str]
+    rest: Rest
 
 
-_NOTHING_YET: Final = _Encoded(-1, 0.0, "", ())
+_NOTHING_YET: Final = _Encoded(-1, 0.0, "", Rest("", (), {}))
 
 
 class _Lane:

@@ -11,7 +11,7 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -30,6 +30,7 @@ __all__ = [
     "Flow",
     "Part",
     "Ref",
+    "Rest",
     "add_ref",
     "decode_batch",
     "decode_command",
@@ -37,6 +38,7 @@ __all__ = [
     "encode_change",
     "encode_entry",
     "encode_error",
+    "encode_event",
     "encode_events",
     "encode_grace",
     "encode_hello",
@@ -47,7 +49,6 @@ __all__ = [
     "encode_snapshot",
     "encode_ttl",
     "encode_welcome",
-    "fits",
     "flow",
     "is_pong",
     "peek_ref",
@@ -107,50 +108,88 @@ def encode_clear(topic: str, key: str, client_id: str, reason: Reason) -> str:
     return f'{{"_orama":"ephemeral.clear",{names},"reason":"{reason}"}}'
 
 
-def encode_entry(entry: Entry, number: int | None = None) -> dict[str, Any]:
+def encode_entry(entry: Entry, number: int | None = None) -> str:
     """One element of a snapshot's `entries`. `number`: of the key, for those who take batches."""
-    fields: dict[str, Any] = {"key": entry.key, "client_id": entry.client_id}
-    if entry.payload:
-        fields["payload"] = _base64(entry.payload)
-    fields["expires_in_ms"] = entry.expires_in_ms
-    if number is not None:
-        fields["n"] = number
-    return fields
+    payload = f',"payload":"{_base64(entry.payload)}"' if entry.payload else ""
+    left = "null" if entry.expires_in_ms is None else entry.expires_in_ms
+    n = "" if number is None else f',"n":{number}'
+    return f'{{"key":{_quote(entry.key)},"client_id":{_quote(entry.client_id)}{payload},"expires_in_ms":{left}{n}}}'
 
 
-def encode_snapshot(
-    topic: str, entries: Iterable[Entry], ref: Ref = None, more: int = 0, numbers: Mapping[str, int] = _NO_NUMBERS
-) -> str:
-    told = [encode_entry(entry, numbers.get(entry.key)) for entry in entries]
-    frame: dict[str, Any] = {"_orama": "ephemeral.snapshot", "topic": topic, "entries": told}
-    if more:
-        frame["more"] = more
-    return _dumps(_with_ref(frame, ref))
+def encode_snapshot(topic: str, entries: Iterable[Entry], ref: Ref = None) -> str:
+    """All of them, however many they are."""
+    return add_ref(_snapshot(topic, map(encode_entry, entries)), ref)
 
 
-def encode_welcome(
-    topic: str, entries: Sequence[Entry], numbers: Mapping[str, int] = _NO_NUMBERS
-) -> tuple[str, Sequence[str]]:
-    """The snapshot that a subscriber gets, and what does not fit into it, as set frames that are sent right after it.
+def _snapshot(topic: str, entries: Iterable[str], more: int = 0) -> str:
+    rest = f',"more":{more}' if more else ""
+    return f'{{"_orama":"ephemeral.snapshot","topic":{_quote(topic)},"entries":[{",".join(entries)}]{rest}}}'
+
+
+def encode_welcome(topic: str, entries: Sequence[Entry], numbers: Mapping[str, int] = _NO_NUMBERS) -> tuple[str, Rest]:
+    """The snapshot that a subscriber gets, and what does not fit into it, as frames that are sent right after it.
     It says how many sets those are: a client has seen the whole topic only with the last of them. `numbers` are those
     of the keys, for a subscriber that takes batches: its sets come in such."""
-    fitting = len(entries)
-    text = encode_snapshot(topic, entries, numbers=numbers)
-    while fitting > 1 and not fits(text):
-        fitting //= 2
-        text = encode_snapshot(topic, entries[:fitting], more=len(entries) - fitting, numbers=numbers)
-    rest = entries[fitting:]
-    if not numbers:
-        return text, [encode_set(topic, entry.key, entry.client_id, entry.payload) for entry in rest]
-    events = [Event(e.key, e.client_id, e.payload, None, None, "", _NOWHERE, number=numbers[e.key]) for e in rest]
-    return text, [part.text for part in encode_events(topic, events)] if events else []
+    fitting: list[str] = []
+    size = _FRAME + _bytes(_quote(topic))
+    for entry in entries:
+        text = encode_entry(entry, numbers.get(entry.key))
+        size += _bytes(text) + 1
+        if fitting and size > LONGEST:
+            break  # what comes next is not even looked at: a topic may have a hundred times that
+        fitting.append(text)
+    rest = Rest(topic, entries[len(fitting) :], numbers)
+    return _snapshot(topic, fitting, more=rest.sets), rest
 
 
-def fits(text: str) -> bool:
-    """Whether it may be one frame."""
-    return 4 * len(text) <= LONGEST or len(text if text.isascii() else text.encode()) <= LONGEST
+class Rest:
+    """What does not fit into a snapshot, as frames. Each is made when it is asked for, which may be never, and once."""
+
+    def __init__(self, topic: str, entries: Sequence[Entry], numbers: Mapping[str, int]) -> None:
+        self.sets = len(entries)
+        self._topic = topic
+        self._numbers = numbers
+        self._parts = _parts(entries) if numbers else [[entry] for entry in entries]
+        self._texts: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, at: int) -> str:
+        if at not in self._texts:
+            self._texts[at] = self._frame(self._parts[at])
+        return self._texts[at]
+
+    def _frame(self, entries: Sequence[Entry]) -> str:
+        if not self._numbers:
+            (entry,) = entries
+            return encode_set(self._topic, entry.key, entry.client_id, entry.payload)
+        events = [Event(each.key, each.client_id, each.payload, None, None, "", _NOWHERE) for each in entries]
+        return _batch(self._topic, [event._replace(number=self._numbers[event.key]) for event in events])
 
 
+def _parts(entries: Sequence[Entry]) -> list[list[Entry]]:
+    parts: list[list[Entry]] = []
+    size = 0
+    for entry in entries:
+        # At most: a control character in a name takes six.
+        own = 64 + 6 * (len(entry.key) + len(entry.client_id)) + 2 * len(entry.payload)
+        if not parts or size + own > _MAX_BATCH_CHARACTERS:
+            parts.append([])
+            size = 0
+        size += own
+        parts[-1].append(entry)
+    return parts
+
+
+def _bytes(text: str) -> int:
+    return len(text if text.isascii() else text.encode())
+
+
+_FRAME: Final = 128  # bytes of a snapshot that are not its topic and entries, at most
 LONGEST: Final = 1_000_000
 """Bytes of a frame that tells of several keys: daphne ends a connection that is to be sent one of more than 1 MiB."""
 
@@ -177,11 +216,15 @@ def encode_events(topic: str, events: Sequence[Event]) -> list[Part]:
     key has the owner it had, and `[key, null, client_id, reason]` for a clear. A payload is base64, or plain JSON
     itself.
     """
-    frame = f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
-    if len(events) < 2 or fits(frame):
+    frame = _batch(topic, events)
+    if len(events) < 2 or 4 * len(frame) <= LONGEST or _bytes(frame) <= LONGEST:
         return [Part(frame, events)]
     half = len(events) // 2
     return [*encode_events(topic, events[:half]), *encode_events(topic, events[half:])]
+
+
+def _batch(topic: str, events: Sequence[Event]) -> str:
+    return f'{{"_orama":"ephemeral.batch","topic":{_quote(topic)},"events":[{",".join(map(_encode_event, events))}]}}'
 
 
 def _encode_event(event: Event) -> str:
@@ -487,7 +530,7 @@ def _quoted(value: object) -> str:
 
 
 class Event(NamedTuple):
-    """A change on its way to subscribers: the frame's text, encoded once, and what a replica needs of it."""
+    """A change on its way to subscribers, and what a replica needs of it."""
 
     key: str
     client_id: str
@@ -495,6 +538,7 @@ class Event(NamedTuple):
     reason: Reason | None
     expires_in_ms: int | None
     text: str
+    """Empty where no message brought it, but a snapshot: made when somebody is to hear it, by `encode_event`."""
     revision: Revision
     """The change's own, or that of the snapshot that revealed it."""
     fresh: bool = False
@@ -503,6 +547,15 @@ class Event(NamedTuple):
     """The key was there before, with the same owner: whoever knows the key knows its owner, and its number."""
     number: int = 0
     """Stands for the key from when it comes until it goes, and for no other one before or after."""
+
+
+def encode_event(topic: str, event: Event) -> str:
+    """The frame that tells of it by itself."""
+    if event.text:
+        return event.text
+    if event.reason is None:
+        return encode_set(topic, event.key, event.client_id, event.payload)
+    return encode_clear(topic, event.key, event.client_id, event.reason)
 
 
 class Batch(NamedTuple):

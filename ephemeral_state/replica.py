@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .protocol import Batch, Event, encode_clear, encode_set
+from .protocol import Batch, Event
 from .state import Entry, Reason, Revision, Snapshot, Topic
 
 __all__ = ["Replica"]
@@ -131,8 +131,7 @@ class Replica:
             # Nobody is left to say why it went; a passed deadline explains it, or else its owner left.
             expired = held.deadline is not None and held.deadline <= now
             reason: Reason = "expired" if expired else "disconnect"
-            text = encode_clear(self.topic.name, key, held.client_id, reason)
-            heard.append(Event(key, held.client_id, b"", reason, 0, text, snapshot.revision))
+            heard.append(Event(key, held.client_id, b"", reason, 0, "", snapshot.revision))
         for key, entry in there.items():
             before = self._held.get(key)
             if before is not None and before.expired_since(entry, now, took):
@@ -143,9 +142,8 @@ class Replica:
             self._held[key] = _Held(entry.client_id, entry.payload, deadline, number)
             # Also if nothing but its deadline has changed, for those who have joined since it passed.
             if known is None or known[:2] != (entry.client_id, entry.payload):
-                text = encode_set(self.topic.name, key, entry.client_id, entry.payload)
                 same_owner = known is not None and known.client_id == entry.client_id
-                event = Event(key, entry.client_id, entry.payload, None, entry.expires_in_ms, text, snapshot.revision)
+                event = Event(key, entry.client_id, entry.payload, None, entry.expires_in_ms, "", snapshot.revision)
                 heard.append(event._replace(fresh=before is None, same_owner=same_owner, number=number))
         return heard
 

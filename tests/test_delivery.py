@@ -28,13 +28,16 @@ def clear_event(key):
 class View:
     def __init__(self, entries):
         self._entries = entries
+        self.encoded = None
 
     def entries(self):
         return self._entries
 
     def snapshot(self, *, batch):
-        numbers = {entry.key: n for n, entry in enumerate(self._entries, 1)} if batch else {}
-        return encode_welcome(TOPIC.name, self._entries, numbers)
+        if not self.encoded:
+            numbers = {entry.key: n for n, entry in enumerate(self._entries, 1)} if batch else {}
+            self.encoded = encode_welcome(TOPIC.name, self._entries, numbers)
+        return self.encoded
 
 
 class Socket:
@@ -279,6 +282,37 @@ async def test_what_does_not_fit_into_a_snapshot_is_told_after_it(batch, behind,
     assert heard == [f"k{n}" for n in range(250)]
     assert "last" in last or last == "{}"
     assert max(len(text.encode()) for text in socket.texts) <= LONGEST
+
+
+@pytest.mark.parametrize("batch", [True, False])
+async def test_what_a_peer_does_not_take_of_a_topic_is_not_even_made(batch):
+    class Watched(bytes):
+        def __new__(cls, data):
+            made = super().__new__(cls, data)
+            made.used = False
+            return made
+
+        def __bool__(self):  # asked by what makes a set or an entry of it
+            self.used = True
+            return True
+
+        def __getitem__(self, part):  # and by what makes an event of it
+            self.used = True
+            return super().__getitem__(part)
+
+    payloads = [Watched(b"x" * 12_000) for _ in range(1_000)]
+    entries = [Entry(TOPIC, f"k{n:03}", "c", payload, None) for n, payload in enumerate(payloads)]
+    peer, other = Unread(), Socket()
+    view = View(entries)
+    peer.delivery.welcome(TOPIC, view, None, batch=batch)
+    assert peer.delivery.held
+    assert sum(payload.used for payload in payloads) * 16_000 < 2_500_000
+    other.delivery.welcome(TOPIC, view, None, batch=batch)
+    for _ in range(40):
+        peer.delivery.answered()
+        await settle()
+    assert len(peer.texts) == len(other.texts) > 60
+    assert all(one is the_other for one, the_other in zip(peer.texts, other.texts, strict=True))
 
 
 async def test_what_belongs_to_a_snapshot_comes_before_all_else_however_slowly_it_is_read():

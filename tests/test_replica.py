@@ -9,7 +9,7 @@ from itertools import count
 import pytest
 
 from ephemeral_state.outbox import Outbox
-from ephemeral_state.protocol import Batch, Event
+from ephemeral_state.protocol import Batch, Event, encode_event
 from ephemeral_state.replica import Replica
 from ephemeral_state.state import Entry, Revision, Snapshot, Topic
 
@@ -40,7 +40,7 @@ def replica(epoch=1, revision=0, **payloads):
 
 
 def told(events):
-    return [event.text for event in events]
+    return [encode_event(TOPIC.name, event) for event in events]
 
 
 def test_consecutive_batches_are_told_as_they_come():

@@ -59,7 +59,7 @@ async def _run(op: Trace, store: Store, clock: ManualClock) -> Trace:
             clock.now += op.get("ms", 0) * 1_000_000 + op.get("nanos", 0)
         case "list":
             entries = (await store.snapshot(Topic(op.get("ns", ""), op.get("topic", "")))).entries
-            result["list"] = [list(protocol.encode_entry(entry).items()) for entry in entries]
+            result["list"] = [list(json.loads(protocol.encode_entry(entry)).items()) for entry in entries]
         case "count":
             result["count"] = await store.count()
         case "sweep":
