@@ -29,6 +29,9 @@ _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
 _IN_A_ROW: Final = 32  # commands carried out before others have their turn
+# Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
+# floods is sent away, the sooner that ends.
+_REFUSED_IN_A_ROW: Final = 16
 _penance = Penance(1.0, 4.0, 1000, time.monotonic)  # daphne gives up on a connection that is not let in for 5 s
 """Of this process. A client that floods, is sent away and comes back at once would else have the server for itself."""
 
@@ -52,6 +55,7 @@ class Gate:
         self._bucket = Bucket(rate, burst, time.monotonic)
         self._pace = Pace(_PACE * rate, _AT_ONCE, time.monotonic)
         self._served = 0
+        self._refused = 0
         self._who: str | None = None
 
     async def let_in(self, who: str | None) -> None:
@@ -73,7 +77,9 @@ class Gate:
                 if self._bucket.refusals >= TOO_MANY_REFUSALS:
                     return await self._send_away()
                 await self._refuse(encode_refusal(error, peek_ref(data) if isinstance(data, str) else None))
-                await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
+                self._refused += 1
+                if self._refused % _REFUSED_IN_A_ROW == 0:
+                    await asyncio.sleep(0)  # a server that has read many frames gives them without ever suspending
             else:
                 return message
 
