@@ -345,8 +345,9 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         settings = get_settings()
         self._gate = Gate(receive, send, settings, self._ephemeral_lifecycle)
-        # All that the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
-        self._ephemeral_read_ahead = max(READ_AHEAD, settings.max_frame_burst)
+        # More than the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
+        # Read no sooner than there is room, a flood looks like somebody who is as slow as we are.
+        self._ephemeral_read_ahead = max(READ_AHEAD, 2 * settings.max_frame_burst)
         self._answers = Answers(self.send, lambda error: self._ephemeral_lifecycle().peer_gone(error))
         try:
             await super().__call__(scope, self._gate.receive, send)

@@ -31,7 +31,7 @@ _PACE: Final = 4  # times the rate at which a client may send on and on
 _IN_A_ROW: Final = 32  # commands carried out before others have their turn
 # Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
 # floods is sent away, the sooner that ends.
-_REFUSED_IN_A_ROW: Final = 16
+_REFUSED_IN_A_ROW: Final = 50
 _penance = Penance(1.0, 4.0, 1000, time.monotonic)  # daphne gives up on a connection that is not let in for 5 s
 """Of this process. A client that floods, is sent away and comes back at once would else have the server for itself."""
 

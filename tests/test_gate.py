@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.limits import Penance
 
 from .live.peer import Peer
+from .waiting import until
 
 TOPIC = "t"
 
@@ -66,6 +68,26 @@ async def test_of_one_that_floods_little_is_done_before_it_is_sent_away(connect:
     assert kinds.count("rate_limited") == 99
     assert kinds.count("ephemeral.ok") < 100
     assert await api.alist(TOPIC) == []
+
+
+async def test_one_that_floods_is_noticed_though_nothing_is_done_of_what_it_asks_for(connect: Any) -> None:
+    class Stuck(EphemeralStateConsumer):
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            await asyncio.Event().wait()
+
+    peer = connect()
+    stuck = Peer(Stuck.as_asgi())
+    stuck.scope["client"] = peer.scope["client"]
+    async with stuck:
+        for number in range(1000):
+            if number == 500:
+                await asyncio.sleep(0.1)  # in which some more may be let in than at once
+            say(stuck, "set", key=f"{number}", ref=number)
+        await until(lambda: [message for message in stuck.sent if message["type"] == "websocket.close"])
+        stuck.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await stuck.ended()
+    assert [frame["code"] for frame in frames(stuck) if "code" in frame] == ["rate_limited"] * 99
 
 
 async def test_one_that_sends_many_at_once_does_not_keep_the_others_waiting(connect: Any) -> None:
