@@ -347,7 +347,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._gate = Gate(receive, send, settings, self._ephemeral_lifecycle)
         # More than the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
         # Read no sooner than there is room, a flood looks like somebody who is as slow as we are.
-        self._ephemeral_read_ahead = max(READ_AHEAD, 2 * settings.max_frame_burst)
+        self._ephemeral_read_ahead = READ_AHEAD + settings.max_frame_burst
         self._answers = Answers(self.send, lambda error: self._ephemeral_lifecycle().peer_gone(error))
         try:
             await super().__call__(scope, self._gate.receive, send)
@@ -449,7 +449,9 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         await self._ephemeral_lifecycle().until_read()
         entries = await connection.list(topic)
         text, rest = encode_welcome(topic.name, entries)
-        self._gate.charge(len(text), waits=True)
+        # What was read for it and is not told costs as much.
+        unread = sum(len(entry.payload) for entry in entries[len(entries) - rest.sets :])
+        self._gate.charge(len(text) + unread, waits=True)
         if rest:
             raise TooManyEntries(f"{len(entries)} entries are too much for one answer: subscribe to the topic")
         await self.send(add_ref(text, ref))

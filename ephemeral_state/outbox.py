@@ -60,7 +60,7 @@ class Outbox:
         while self._events and characters > 0:
             event = self.pop()
             events.append(event)
-            characters -= len(event.text) or len(event.payload)
+            characters -= event.length
         return events
 
 

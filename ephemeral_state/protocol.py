@@ -138,7 +138,8 @@ def encode_welcome(topic: str, entries: Sequence[Entry], numbers: Mapping[str, i
         if fitting and size > LONGEST:
             break  # what comes next is not even looked at: a topic may have a hundred times that
         fitting.append(text)
-    rest = Rest(topic, entries[len(fitting) :], numbers)
+    left = entries[len(fitting) :]
+    rest = Rest(topic, left, numbers if left else _NO_NUMBERS)
     return _snapshot(topic, fitting, more=rest.sets), rest
 
 
@@ -171,12 +172,16 @@ class Rest:
         return _batch(self._topic, [event._replace(number=self._numbers[event.key]) for event in events])
 
 
+def _at_most(key: str, client_id: str, payload: bytes) -> int:
+    """How long an event is without its topic: a control character in a name takes six."""
+    return 64 + 6 * (len(key) + len(client_id)) + 2 * len(payload)
+
+
 def _parts(entries: Sequence[Entry]) -> list[list[Entry]]:
     parts: list[list[Entry]] = []
     size = 0
     for entry in entries:
-        # At most: a control character in a name takes six.
-        own = 64 + 6 * (len(entry.key) + len(entry.client_id)) + 2 * len(entry.payload)
+        own = _at_most(entry.key, entry.client_id, entry.payload)
         if not parts or size + own > _MAX_BATCH_CHARACTERS:
             parts.append([])
             size = 0
@@ -189,7 +194,7 @@ def _bytes(text: str) -> int:
     return len(text if text.isascii() else text.encode())
 
 
-_FRAME: Final = 128  # bytes of a snapshot that are not its topic and entries, at most
+_FRAME: Final = 1024  # bytes of a snapshot that are not its topic and entries, a long ref among them, at most
 LONGEST: Final = 1_000_000
 """Bytes of a frame that tells of several keys: daphne ends a connection that is to be sent one of more than 1 MiB."""
 
@@ -248,8 +253,8 @@ def _plain_json(payload: bytes) -> str:
     return text if is_plain else ""
 
 
-# What JavaScript would write in another way: 1.0, numbers of many digits, and keys that it takes for an index.
-_NOT_PLAIN: Final = re.compile(r'\.0(?![0-9])|[0-9]{16}|"[0-9]+":')
+# What JavaScript would write in another way: 1.0, 1e-05, numbers of many digits, and keys that it takes for an index.
+_NOT_PLAIN: Final = re.compile(r'\.0(?![0-9])|[0-9]e[-+]|[0-9]{16}|"[0-9]+":')
 
 
 def encode_ok(ref: Ref = None) -> str:
@@ -547,6 +552,11 @@ class Event(NamedTuple):
     """The key was there before, with the same owner: whoever knows the key knows its owner, and its number."""
     number: int = 0
     """Stands for the key from when it comes until it goes, and for no other one before or after."""
+
+    @property
+    def length(self) -> int:
+        """About how many characters it takes to tell."""
+        return len(self.text) or _at_most(self.key, self.client_id, self.payload)
 
 
 def encode_event(topic: str, event: Event) -> str:

@@ -55,6 +55,7 @@ class Writer:
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
         self._rests_until = 0.0
+        self._rested = asyncio.Event()
 
     @property
     def busy(self) -> bool:
@@ -87,6 +88,7 @@ class Writer:
         if self._telling is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaiting.append(told)
+            self._rested.set()
             await told
 
     async def _tell(self) -> None:
@@ -94,7 +96,7 @@ class Writer:
         try:
             while self._untold or self._awaiting:
                 if (wait := self._rests_until - now()) > 0 and not self._awaiting:
-                    await asyncio.sleep(wait)
+                    await self._rest(wait)
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
                 self._told(changes)
@@ -109,6 +111,15 @@ class Writer:
                 self._rests_until = now() + _PAUSE
         finally:
             self._telling = None
+
+    async def _rest(self, seconds: float) -> None:
+        """Until they have passed, or somebody waits for what is to be told."""
+        self._rested.clear()
+        timer = asyncio.get_running_loop().call_later(seconds, self._rested.set)
+        try:
+            await self._rested.wait()
+        finally:
+            timer.cancel()
 
     def _flush_soon(self) -> None:
         if self._flushing is None:

@@ -140,6 +140,16 @@ async def test_a_long_answer_counts_as_several_frames(connect: Any, frame: int) 
             assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")
 
 
+async def test_a_list_that_is_too_long_costs_what_was_read_for_it(connect: Any) -> None:
+    async with connect(MAX_FRAME_BURST=100) as peer:
+        for number in range(150):
+            await api.aset(TOPIC, f"{number}", b"x" * 16_000)
+        say(peer, "list", ref=1)
+        assert (await answer(peer, 1))["code"] == "too_many_entries"
+        say(peer, "list", ref=2)
+        assert (await answer(peer, 2))["code"] == "rate_limited"
+
+
 async def test_long_answers_are_given_one_after_another_though_they_were_asked_for_at_once(connect: Any) -> None:
     async with connect(MAX_FRAME_BURST=100, MAX_FRAMES_PER_SECOND=2) as peer:
         for number in range(5):

@@ -86,6 +86,23 @@ async def test_a_batch_is_one_group_message_per_topic(node, layer):
         assert len(message["frames"]) == 20
 
 
+async def test_what_is_stored_right_after_others_were_told_is_told_together_unless_somebody_waits(
+    node, layer, monkeypatch
+):
+    monkeypatch.setattr(writer_module, "_PAUSE", 60.0)
+    async with asyncio.timeout(5):
+        for number in range(3):  # nobody is connected: each waits until it is told
+            await node.write(Set("c", TOPIC, f"{number}"))
+    assert layer.sent == 3
+    for number in range(3):
+        await node.begin(Set("c", TOPIC, f"{number}"))
+        await settle()
+    assert layer.sent == 3
+    async with asyncio.timeout(5):
+        await node._writer.published()
+    assert layer.sent == 4
+
+
 async def test_one_refused_write_in_a_batch_fails_alone(node):
     results = await asyncio.gather(
         node.write(Set("c", TOPIC, "a")),

@@ -1,7 +1,7 @@
 import pytest
 
 from ephemeral_state.outbox import Outbox
-from ephemeral_state.protocol import Event
+from ephemeral_state.protocol import Event, encode_event
 from ephemeral_state.state import Revision
 
 
@@ -54,3 +54,12 @@ def test_what_waits_is_bounded_by_live_keys_however_long_it_lasts():
 def test_an_empty_outbox_says_so():
     with pytest.raises(KeyError, match="empty"):
         Outbox().pop()
+
+
+def test_what_has_no_text_yet_is_as_long_as_it_will_be():
+    box = Outbox()
+    clears = [Event(f"key {n:04}", "client", b"", "disconnect", 0, "", Revision(0, 0)) for n in range(1_000)]
+    box.add(clears)
+    some = box.pop_some(10_000)
+    assert sum(len(encode_event("t", event)) for event in some) < 11_000
+    assert 50 < len(some) < 200
