@@ -79,6 +79,7 @@ class Writer:
 
     def publish(self, changes: Sequence[Change]) -> None:
         """Tell subscribers of changes that are stored. What cannot be sent, the beacon of each process will find."""
+        self._told(changes)
         self._untold += changes
         if self._telling is None and self._untold:
             self._telling = asyncio.get_running_loop().create_task(self._tell())
@@ -99,7 +100,6 @@ class Writer:
                     await self._rest(wait)
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
-                self._told(changes)
                 failures = await publish(self._layer, changes)
                 if failures:
                     self._layer_trouble.met(failures[0])
