@@ -37,7 +37,7 @@ SAID = {
     "store_trouble": r"the store fails: .*",
     "store_trouble_over": r"the store works again",
     "lease_lost": r"the lease was lost, writing back what this process owns",
-    "written_back": r"wrote back 5 entries, \d of which the store lacked",  # it may take more than one go
+    "written_back": r"wrote back 5 entries, 5 of which the store lacked",
 }
 """What the log of the process that lives on tells of it."""
 
