@@ -265,6 +265,21 @@ async def test_what_was_lost_comes_back_to_a_topic_that_others_use_already(
 
 
 @runs
+async def test_whoever_is_the_first_to_write_back_brings_back_every_entry_at_once(
+    shared: World, prefix: str, redis_url: str
+) -> None:
+    topics = [ROOM, Topic("", "other")]
+    changes = await shared.changes(*(Set("c", topic, key, b"", None, "n") for topic in topics for key in "abc"))
+    lose_everything(prefix, redis_url)
+    shared.advance(1)
+    # No beat, and nobody's set, has begun the new life: the first of these does.
+    restores = [Restore("c", c.topic, c.key, b"", None, "n", Revision(c.epoch, c.revision)) for c in changes]
+    back = await shared.changes(*restores)
+    assert [(change.topic, change.key) for change in back] == [(topic, key) for topic in topics for key in "abc"]
+    assert not await shared.changes(*restores)
+
+
+@runs
 async def test_a_store_that_lost_everything_says_so_by_its_generation(
     shared: World, prefix: str, redis_url: str
 ) -> None:

@@ -82,7 +82,12 @@ end
 -- Whether an entry that is not here was lost, or cleared because its node was thought dead; otherwise somebody who had
 -- the right to has cleared it.
 local function is_missed(stored, entry, client, node, stamp_epoch, stamp_revision)
-  if not stored or #stored ~= 16 or stamp_epoch < generation() then
+  if not stored or #stored ~= 16 then
+    return true
+  end
+  -- Without a generation this script is the first of a life, and what there is of the topic it has just stored itself.
+  local born = generation()
+  if born == 0 or stamp_epoch < born then
     return true
   end
   local epoch, revision = struct.unpack('>dd', stored)
