@@ -37,7 +37,14 @@ class Answers:
         return len(self._open)
 
     async def promise(self, outcome: asyncio.Future[Outcome], ref: Ref) -> None:
-        """Tell the client what becomes of it. Returns before that, unless too many answers are open."""
+        """Tell the client what becomes of it. Returns before that, unless it is known already and the next thing to be
+        told, or too many answers are open."""
+        if self._giving is None and outcome.done():
+            try:
+                await self._tell(outcome.result(), ref)
+            except Exception as error:
+                self._failed(error)
+            return
         self._open.append((outcome, ref))
         if self._giving is None:
             self._giving = asyncio.get_running_loop().create_task(self._give())
@@ -60,14 +67,17 @@ class Answers:
         try:
             while self._open:
                 outcome, ref = self._open[0]
-                error = (await outcome).error
+                what = await outcome
                 self._open.popleft()
-                await self._send(encode_ok(ref) if error is None else encode_refusal(error, ref))
+                await self._tell(what, ref)
         except Exception as error:
             self._failed(error)
         finally:
             self._open.clear()
             self._giving = None
+
+    async def _tell(self, outcome: Outcome, ref: Ref) -> None:
+        await self._send(encode_ok(ref) if outcome.error is None else encode_refusal(outcome.error, ref))
 
 
 def encode_refusal(error: EphemeralStateError, ref: Ref) -> str:

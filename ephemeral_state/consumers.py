@@ -98,13 +98,16 @@ class _Base(AsyncConsumer):
         )
         try:
             # Any: what servers send and take is typed by the ASGI type stubs, and ours passes through unread.
-            receive, send = self._ephemeral.receive, self._ephemeral.send
+            receive, send = self._ephemeral_receive, self._ephemeral.send
             await super().__call__(scope, receive, send)
         except BaseException:
             # Handlers that raise and tasks that are cancelled never reach websocket_disconnect.
             await self._ephemeral.finish(abnormal=True)
             raise
         await self._ephemeral.finish(abnormal=False)
+
+    async def _ephemeral_receive(self) -> Any:
+        return await self._ephemeral_lifecycle().receive()
 
     async def dispatch(self, message: Any) -> None:
         try:
@@ -344,6 +347,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         settings = get_settings()
+        self._turn = asyncio.Lock()
         self._gate = Gate(receive, send, settings, self._ephemeral_lifecycle)
         # More than the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
         # Read no sooner than there is room, a flood looks like somebody who is as slow as we are.
@@ -371,6 +375,18 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         await self.send(encode_hello(self.channel_name))
         self._group = group
         await self._expect_recheck()
+
+    async def _ephemeral_receive(self) -> Any:
+        # Channels would make a task for each message of each client, and wait for it beside that for the channel layer.
+        # What a client says is handled where it is received, and Channels gets to see the rest.
+        receive = self._ephemeral_lifecycle().receive
+        while (message := await receive())["type"] == "websocket.receive":
+            await self.dispatch(message)
+        return message
+
+    async def dispatch(self, message: Any) -> None:
+        async with self._turn:  # as Channels has it: one message at a time, wherever it comes from
+            await super().dispatch(message)
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
         if message["type"] == "websocket.receive":

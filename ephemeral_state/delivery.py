@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from itertools import chain
 from types import CoroutineType
 from typing import Any, Final, NamedTuple, Protocol
 
+from . import steps
 from .outbox import Outbox
 from .protocol import Event, Part, Ref, Rest, add_ref, encode_event, encode_events
 from .state import Entry, Topic
@@ -143,6 +144,7 @@ class Direct:
         self._waiting = _Waiting()
         self._rest: deque[tuple[Topic, Rest, int]] = deque()  # of a snapshot of which the beginning was sent
         self._sending: asyncio.Task[None] | None = None
+        self._needs_task = False
         self._closed = False
 
     @property
@@ -181,6 +183,7 @@ class Direct:
             self._batched.discard(topic)
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
+            self._drain_in_task()
         else:
             text, rest = view.snapshot(batch=batch)
             taken = self._push(chain([add_ref(text, ref)], rest)) - 1
@@ -198,6 +201,7 @@ class Direct:
                 events = events[self._push(news.texts()) :]
         if events and not self._closed:
             self._waiting.add(news.topic, events)
+            self._drain_in_task()
 
     def forget(self, topic: Topic) -> None:
         self._batched.discard(topic)
@@ -213,7 +217,11 @@ class Direct:
 
     def _is_behind(self) -> bool:
         # What is left of a snapshot is sent, or held.
-        return self._sending is not None or bool(self._waiting) or self.held
+        return self._sending is not None or bool(self._waiting) or self.held or self._needs_task
+
+    def _drain_in_task(self) -> None:
+        if self._needs_task and self._sending is None and not self.held:
+            self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
 
     def _no_longer_held(self) -> None:
         if self._read is not None and not self._read.done():
@@ -237,20 +245,28 @@ class Direct:
             taken += 1
             self._unread += len(text)
             try:
-                steps: Any = send({"type": "websocket.send", "text": text})
-                if type(steps) is not CoroutineType:
+                coroutine: Any = send({"type": "websocket.send", "text": text})
+                if type(coroutine) is not CoroutineType:
                     # What granian's send returns can be awaited, but not stepped.
-                    steps = _awaited(steps)
-                waits_for = steps.send(None)
+                    coroutine = _awaited(coroutine)
+                waits_for = coroutine.send(None)
             except StopIteration:
                 if self._unread >= _ASK and self._ask_once():
                     break
                 continue
             except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, RuntimeError) and asyncio.current_task() is None:
+                    # Perhaps because there is no task: `asyncio.timeout` in some middleware wants one, and cancels it.
+                    # If it is for another reason, the next attempt will show.
+                    self._needs_task = True
+                    self._unread -= len(text)
+                    draining = self._drain(self._send_text(text))
+                    self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
+                    break
                 # Cancelled is what the socket waited for; nobody can cancel us within a step.
                 self._lost(error)
                 break
-            draining = self._drain(_Rest(steps, waits_for))
+            draining = self._drain(steps.Rest(coroutine, waits_for))
             self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
             break
         return taken
@@ -346,28 +362,3 @@ class Dispatched:
 
 async def _awaited(awaitable: Awaitable[None]) -> None:
     await awaitable
-
-
-class _Rest:
-    """What is left of a coroutine after its first step, as an awaitable."""
-
-    def __init__(self, steps: Coroutine[Any, Any, None], waits_for: Any) -> None:
-        self._steps = steps
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waits_for = self._waits_for
-        try:
-            while True:
-                try:
-                    answer = yield waits_for
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    waits_for = self._steps.throw(error)
-                else:
-                    waits_for = self._steps.send(answer)
-        except StopIteration:
-            return
-        finally:
-            self._steps.close()

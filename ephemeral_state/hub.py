@@ -15,9 +15,9 @@ from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
-from .protocol import PLAIN, Event, Flow, Ref, Rest, decode_batch, encode_welcome
+from .protocol import PLAIN, Batch, Event, Flow, Ref, Rest, as_batches, decode_batch, encode_welcome, peek_batch
 from .replica import Replica
-from .state import Entry, Revision, Snapshot, Topic
+from .state import Change, Entry, Revision, Snapshot, Topic
 from .stores.base import Store
 from .tally import tally
 from .tracing import span
@@ -59,6 +59,8 @@ class Hub:
         self._starting: asyncio.Task[str] | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._stopped = False
+        self._own: list[Change] = []
+        self._nobody = Context()
         self._tally = tally()
         self._hearing = log.Trouble(
             "hearing_trouble",
@@ -103,6 +105,23 @@ class Hub:
             feed.remove(delivery)
             delivery.forget(topic)
             self._close_if_unused(feed)
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """This process has made these changes. Their messages will come by the channel layer, as they come to all;
+        here they are heard of without that way, in the next turn of the event loop: after those who wait for an answer,
+        and all that came in one turn at once."""
+        if not self._feeds:
+            return
+        if not self._own:
+            asyncio.get_running_loop().call_soon(self._hear_own, context=self._nobody)
+        self._own += changes
+
+    def _hear_own(self) -> None:
+        changes, self._own = self._own, []
+        for batch in as_batches(changes):
+            feed = self._feeds.get(batch.topic)
+            if feed is not None:
+                self._apply(feed, batch)
 
     def doubt(self) -> None:
         """The store may have gone back to an earlier state: read every topic again, once all have written back."""
@@ -250,6 +269,10 @@ class Hub:
 
     def _take(self, message: Mapping[str, Any]) -> None:
         try:
+            topic, last = peek_batch(message)
+            feed = self._feeds.get(topic)
+            if feed is None or feed.replica.has_come_to(last):
+                return
             batch = decode_batch(message)
         except InvalidFrame as error:
             log.warning(
@@ -258,11 +281,15 @@ class Hub:
                 error=str(error),
             )
             return
-        feed = self._feeds.get(batch.topic)
-        if feed is not None:
-            self._tell(feed, feed.replica.apply(batch, _now()))
-            if feed.replica.behind and feed.open and feed.repairing is None:
-                feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, _PATIENCE))
+        self._apply(feed, batch)
+
+    def _apply(self, feed: _Feed, batch: Batch) -> None:
+        before = feed.replica.revision
+        self._tell(feed, feed.replica.apply(batch, _now()))
+        if feed.replica.revision != before:
+            feed.moved_at = time.monotonic()
+        if feed.replica.behind and feed.open and feed.repairing is None:
+            feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, _PATIENCE))
 
     # Being right
 
@@ -292,10 +319,15 @@ class Hub:
             feed.tell(events)
 
     async def _repair(self, feed: _Feed, patience: float) -> None:
+        wait = patience
         try:
-            await asyncio.sleep(patience)
-            if patience and not feed.replica.behind:
-                return
+            while wait > 0:
+                await asyncio.sleep(wait)
+                if not feed.replica.behind:
+                    return
+                # Where several processes write, what this one does itself is early most of the time. As long as what
+                # is missing comes, nothing is lost.
+                wait = feed.moved_at + patience - time.monotonic()
             self._tally["gaps" if patience else "doubts"] += 1
             with span("repair", feed.topic):
                 await self._read(feed)
@@ -381,6 +413,7 @@ class _Feed:
         self._encoded = {False: _NOTHING_YET, True: _NOTHING_YET}  # by whether it has the numbers of the keys
         self.waiters = 0
         self.generation = 0
+        self.moved_at = 0.0  # by the monotonic clock, when the stream last went on
         self.patient_until = 0.0
         self.doubted = False
         self.repairing: asyncio.Task[None] | None = None

@@ -27,7 +27,7 @@ from .journal import Journal
 from .lease import Lease
 from .protocol import Event
 from .shutdown import before_reactor_stops
-from .state import Clear, Drop, Outcome, Peer, Set, Topic, Write
+from .state import Change, Clear, Drop, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
 from .tracing import span
 from .writer import Writer
@@ -159,7 +159,7 @@ class Node:
         self._paying: asyncio.Task[None] | None = None
         self._store_trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
         self.journal = Journal(store, self.id)
-        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self.journal.note)
+        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self._changed)
 
     @property
     def idle(self) -> bool:
@@ -285,6 +285,10 @@ class Node:
             self._paying = None
         if self.idle:
             await self.store.close()
+
+    def _changed(self, changes: Sequence[Change]) -> None:
+        self.journal.note(changes)
+        self.hub.changed(changes)
 
     def _carried_out(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> None:
         now = time.monotonic() * 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, TypeAlias
 
 from channels.db import aclose_old_connections, database_sync_to_async
@@ -158,10 +158,14 @@ def _make(path: str) -> Policy:
     return policy
 
 
+_is_async = lru_cache(maxsize=64)(inspect.iscoroutinefunction)
+
+
 async def allows(decide: Callable[..., Decision], scope: Scope, *what: str) -> bool:
     """What one method of a policy decides, whether it is `def` or `async def`. Raises what the method raises."""
-    if inspect.iscoroutinefunction(decide):
-        return await decide(scope, *what) is True
+    if _is_async(decide):
+        decision: Any = decide(scope, *what)
+        return await decision is True
     allowed = await database_sync_to_async(decide)(scope, *what)
     return (await allowed if inspect.isawaitable(allowed) else allowed) is True
 

@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from .errors import EphemeralStateError, InvalidFrame, InvalidPayload, InvalidTTL, NameInvalid, RateLimited
@@ -32,6 +31,7 @@ __all__ = [
     "Ref",
     "Rest",
     "add_ref",
+    "as_batches",
     "decode_batch",
     "decode_command",
     "encode_batches",
@@ -51,6 +51,7 @@ __all__ = [
     "encode_welcome",
     "flow",
     "is_pong",
+    "peek_batch",
     "peek_ref",
     "require_size",
 ]
@@ -369,8 +370,7 @@ _MAX_RATE: Final = 1000
 # Commands in
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """What a client asks for. `verb` is one of subscribe, unsubscribe, set, clear, list."""
 
     verb: str
@@ -446,10 +446,10 @@ def _command(frame: dict[str, Any], ref: Ref, max_name_bytes: int) -> Command:
         verb,
         topic=_name(frame, "topic", max_name_bytes),
         key=_name(frame, "key", max_name_bytes) if "key" in allowed else "",
-        payload=_payload(frame.get("payload", "")),
-        ttl_ms=_ttl_ms(frame.get("ttl_ms", 0)),
-        grace_ms=_grace_ms(frame.get("grace_ms", 0)),
-        flow=_flow(frame),
+        payload=_payload(frame["payload"]) if "payload" in frame else b"",
+        ttl_ms=_ttl_ms(frame["ttl_ms"]) if "ttl_ms" in frame else 0,
+        grace_ms=_grace_ms(frame["grace_ms"]) if "grace_ms" in frame else 0,
+        flow=_flow(frame) if verb == "subscribe" else PLAIN,
         ref=ref,
     )
 
@@ -543,7 +543,7 @@ class Event(NamedTuple):
     reason: Reason | None
     expires_in_ms: int | None
     text: str
-    """Empty where no message brought it, but a snapshot: made when somebody is to hear it, by `encode_event`."""
+    """Empty where no message brought it: made when somebody is to hear it, by `encode_event`."""
     revision: Revision
     """The change's own, or that of the snapshot that revealed it."""
     fresh: bool = False
@@ -608,15 +608,43 @@ def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
     return messages
 
 
-def decode_batch(message: Mapping[str, Any]) -> Batch:
-    """Raises `InvalidFrame` for what a newer version, or somebody else, put into the group."""
+def as_batches(changes: Iterable[Change]) -> list[Batch]:
+    """The changes as whoever gets their messages will see them, in their order within each topic."""
+    batches: list[Batch] = []
+    latest: dict[Topic, tuple[int, int, list[Event]]] = {}
+    for topic, key, client_id, payload, reason, expires_in_ms, epoch, revision in changes:
+        event = Event(key, client_id, payload, reason, expires_in_ms, "", Revision(epoch, revision))
+        *following, events = latest.get(topic, _NO_EVENTS)
+        if following != [epoch, revision]:
+            events = []
+            batches.append(Batch(topic, event.revision, events))
+        events.append(event)
+        latest[topic] = epoch, revision + 1, events
+    return batches
+
+
+_NO_EVENTS: Final[tuple[int, int, list[Event]]] = (-1, -1, [])
+
+
+def peek_batch(message: Mapping[str, Any]) -> tuple[Topic, Revision]:
+    """Which topic a message is of, and the revision of its last event. Raises `InvalidFrame` for what a newer version,
+    or somebody else, put into the group."""
     try:
         if message["version"] != _BATCH_VERSION:
             raise InvalidFrame(f"group message of version {message['version']!r}")
-        epoch, first = int(message["epoch"]), int(message["revision"])
+        last = Revision(int(message["epoch"]), int(message["revision"]) + len(message["frames"]) - 1)
+        return Topic(str(message["namespace"]), str(message["topic"])), last
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise InvalidFrame(f"group message cannot be read: {error}") from error
+
+
+def decode_batch(message: Mapping[str, Any]) -> Batch:
+    """Raises `InvalidFrame`."""
+    topic, (epoch, _) = peek_batch(message)
+    try:
+        first = int(message["revision"])
         frames = zip(message["frames"], message["expires_in_ms"], strict=True)
         events = [_event(text, ms, Revision(epoch, at)) for at, (text, ms) in enumerate(frames, first)]
-        topic = Topic(str(message["namespace"]), str(message["topic"]))
         return Batch(topic, Revision(epoch, first), events)
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise InvalidFrame(f"group message cannot be read: {error}") from error

@@ -46,6 +46,10 @@ class Replica:
         """Whether the store, saying `revision`, holds what is held here."""
         return self._ready and (revision == self.revision or (revision == _NOTHING and not self._held))
 
+    def has_come_to(self, revision: Revision) -> bool:
+        """Whether a batch that ends there has nothing new."""
+        return self._ready and revision <= self.revision
+
     def apply(self, batch: Batch, now: float) -> list[Event]:
         """Take in a batch, in whatever order batches come; return what subscribers are to hear, in order."""
         heard = self._apply(batch, now)
@@ -92,7 +96,9 @@ class Replica:
         elif epoch > self.revision.epoch:
             known = -1
         if not self._ready or first > known + 1:
-            self._early[batch.first] = batch
+            known_early = self._early.get(batch.first)
+            if known_early is None or len(known_early.events) < len(batch.events):
+                self._early[batch.first] = batch
             return []
         self.revision = Revision(epoch, known)
         return self._advance(batch.events[known + 1 - first :], now)
@@ -113,7 +119,7 @@ class Replica:
                 number = next(self._numbers) if held is None else held.number
                 # Whoever has joined since its deadline does not know it.
                 same_owner = held is not None and held.client_id == event.client_id and held.is_live(now)
-                event = event._replace(fresh=held is None, same_owner=same_owner, number=number)
+                event = Event(*event[:7], held is None, same_owner, number)
                 deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
                 self._held[event.key] = _Held(event.client_id, event.payload, deadline, number)
             elif self._held.pop(event.key, None) is None:

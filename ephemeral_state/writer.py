@@ -8,7 +8,7 @@ from typing import Final
 
 from channels.layers import BaseChannelLayer
 
-from . import log
+from . import log, steps
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
 from .state import Change, Outcome, Write
@@ -19,7 +19,7 @@ __all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
-_PAUSE: Final = 0.001  # seconds from one publishing to the next: a store in memory answers before company can come
+_PAUSE: Final = 0.01  # seconds from one publishing to the next: here, what is stored has been heard of already
 
 
 class Writer:
@@ -50,7 +50,8 @@ class Writer:
         self._told = told
         self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
-        self._flushing: asyncio.Task[None] | None = None
+        self._flushing = False
+        self._flushes: asyncio.Task[None] | None = None
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
@@ -60,10 +61,11 @@ class Writer:
     @property
     def busy(self) -> bool:
         """Something is on its way."""
-        return self._flushing is not None or self._telling is not None
+        return self._flushing or self._telling is not None
 
     def put(self, write: Write) -> asyncio.Future[Outcome]:
-        """Store and publish, in order with all others. Done when it is stored."""
+        """Store and publish, in order with all others. Done when it is stored: by a store that answers at once, on
+        return."""
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
         self._flush_soon()
@@ -122,13 +124,20 @@ class Writer:
             timer.cancel()
 
     def _flush_soon(self) -> None:
-        if self._flushing is None:
-            self._flushing = asyncio.get_running_loop().create_task(self._flush())
+        if self._flushing:
+            return
+        self._flushing = True
+        flush = self._flush()
+        if not self._store.at_once:
+            self._flushes = asyncio.get_running_loop().create_task(flush)
+        elif (rest := steps.begin(flush)) is not None:
+            self._flushes = asyncio.get_running_loop().create_task(_awaited(rest))
 
     async def _flush(self) -> None:
         try:
             while self._queue or self._ahead:
-                self._let_ahead()
+                if self._ahead:
+                    self._let_ahead()
                 batch = self._queue[:_MAX_BATCH]
                 del self._queue[:_MAX_BATCH]
                 if not batch:
@@ -147,7 +156,7 @@ class Writer:
                 if len(self._untold) > _MAX_UNTOLD:
                     await self.published()
         finally:
-            self._flushing = None
+            self._flushing = False
 
     def _let_ahead(self) -> None:
         loop = asyncio.get_running_loop()
@@ -173,6 +182,10 @@ class Writer:
         self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
+
+
+async def _awaited(rest: steps.Rest) -> None:
+    await rest
 
 
 def _again(error: EphemeralStateError) -> EphemeralStateError:

@@ -67,14 +67,44 @@ async def test_so_many_may_be_on_their_way_and_the_next_waits(client):
 async def test_a_client_that_does_not_read_is_waited_for(client):
     client.reads.clear()
     outcome = promised()
-    outcome.set_result(Outcome())
     await client.answers.promise(outcome, None)
+    outcome.set_result(Outcome())
     given = asyncio.create_task(client.answers.given())
     await settle()
     assert not given.done()
     client.reads.set()
     await given
     assert len(client.told) == 1
+
+
+async def test_what_is_known_is_told_before_the_promise_returns_and_in_its_turn(client):
+    known, open_, later = promised(), promised(), promised()
+    known.set_result(Outcome())
+    later.set_result(Outcome())
+    await client.answers.promise(known, 1)
+    assert client.told == ['{"_orama":"ephemeral.ok","ref":1}']
+    await client.answers.promise(open_, 2)
+    await client.answers.promise(later, 3)
+    await settle()
+    assert len(client.told) == 1
+    client.reads.clear()
+    open_.set_result(Outcome())
+    await settle()
+    await client.answers.promise(later, 4)  # while the second one is being told
+    client.reads.set()
+    await client.answers.given()
+    assert [text[-2] for text in client.told] == ["1", "2", "3", "4"]
+
+
+async def test_what_cannot_be_said_at_once_is_a_failure_too(client):
+    async def broken(text):
+        raise ValueError("middleware")
+
+    answers = Answers(broken, client.failures.append)
+    outcome = promised()
+    outcome.set_result(Outcome())
+    await answers.promise(outcome, None)
+    assert [str(error) for error in client.failures] == ["middleware"]
 
 
 async def test_what_cannot_be_said_is_a_failure_and_the_end_of_it(client):

@@ -628,6 +628,44 @@ async def test_who_does_not_wait_for_answers_gets_them_in_order_and_sees_what_wa
         assert [frame["_orama"] for frame in answers[302:]] == ["ephemeral.ok"] * 2
 
 
+class Unhurried(Yes):
+    """Takes its time over every set."""
+
+    asked: asyncio.Event
+    may: asyncio.Event
+
+    async def can_set(self, scope: Any, namespace: str, topic: str, key: str) -> bool:
+        type(self).asked.set()
+        await type(self).may.wait()
+        return True
+
+
+async def test_one_message_is_handled_at_a_time_wherever_it_comes_from(settings: Any, topic: str) -> None:
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Unhurried"}
+    Unhurried.asked, Unhurried.may = asyncio.Event(), asyncio.Event()
+    handled = []
+
+    class Consumer(EphemeralStateConsumer):
+        async def chat_message(self, message: dict[str, Any]) -> None:
+            handled.append(message["text"])
+            await self.send(text_data=message["text"])
+
+        async def disconnect(self, code: int) -> None:
+            handled.append("disconnect")
+
+    layer = get_channel_layer()
+    async with Peer(Consumer.as_asgi()) as client:
+        name = (await client.frame())["client_id"]
+        client.arrive("websocket.receive", text=command("set", topic, 1, key="k"))
+        await Unhurried.asked.wait()
+        await layer.send(name, {"type": "chat.message", "text": '"hello"'})
+        await asyncio.sleep(0.1)  # Channels asks another thread first
+        assert handled == []
+        Unhurried.may.set()
+        assert [await client.frame(), await client.frame()] == [{"_orama": "ephemeral.ok", "ref": 1}, "hello"]
+    assert handled == ['"hello"', "disconnect"]
+
+
 @pytest.fixture
 def busy_redis(settings: Any) -> Iterator[RedisServer]:
     """`busy_redis.command(*BUSY)`: it answers nobody for a moment, so that sets stay on their way for that long."""

@@ -182,6 +182,41 @@ async def test_a_send_may_suspend_in_any_way_a_coroutine_can():
     await until(lambda: texts == ["1", "2"])
 
 
+async def test_middleware_may_ask_for_the_current_task_and_gets_one_of_its_own():
+    texts, lost = [], []
+
+    async def send(message):
+        async with asyncio.timeout(0.05):
+            if message["text"] == "stuck":
+                await asyncio.get_running_loop().create_future()
+            texts.append(message["text"])
+
+    delivery = Direct(send, lost.append)
+    loop = asyncio.get_running_loop()
+    for key in "abc":  # as the hub does it: from a callback, where there is no task
+        loop.call_soon(delivery.hear, News(TOPIC, [set_event(key, f"{key}1"), set_event(key, f"{key}2")]))
+    await until(lambda: texts == ["a1", "a2", "b2", "c2"])
+    loop.call_soon(delivery.welcome, TOPIC, View([]), None)
+    await until(lambda: len(texts) == 5)
+    assert (json.loads(texts[4])["_orama"], lost) == ("ephemeral.snapshot", [])
+    loop.call_soon(delivery.hear, News(TOPIC, [set_event("a", "stuck")]))
+    await until(lambda: lost)
+    assert type(lost[0]) is TimeoutError
+
+
+async def test_who_cannot_be_sent_anything_in_a_task_either_has_gone():
+    lost = []
+
+    async def send(message):
+        raise RuntimeError("closed")
+
+    delivery = Direct(send, lost.append)
+    asyncio.get_running_loop().call_soon(delivery.hear, News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
+    await until(lambda: lost)
+    await settle()
+    assert [str(error) for error in lost] == ["closed"]
+
+
 async def test_a_server_may_hand_out_any_awaitable():
     done = []
 

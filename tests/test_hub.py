@@ -319,6 +319,56 @@ async def test_a_lost_message_in_the_middle_is_repaired_when_the_next_one_comes(
     await until(lambda: owners(client) == {"lost": "c", "heard": "c"})
 
 
+async def test_what_this_process_has_changed_is_heard_of_without_the_layer_and_once():
+    rig = Rig(lose=1.0)
+    rig.hub._beacon_interval = 3600
+    client, elsewhere = Client(), Client()
+    other = Topic("", "other")
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.hub.follow(other, elsewhere.delivery)
+    writes = [Set("c", TOPIC, "a"), Set("c", other, "b"), Set("c", TOPIC, "b"), Clear("c", TOPIC, "a")]
+    changes = [change for outcome in await rig.store.apply(writes) for change in outcome.changes]
+    for change in changes:
+        rig.hub.changed([change])
+    assert len(client.frames) == len(elsewhere.frames) == 1  # whoever has made them is answered first
+    await until(lambda: len(client.frames) == 4)
+    assert (owners(client), owners(elsewhere)) == ({"b": "c"}, {"b": "c"})
+    rig.layer.lose = 0.0
+    await publish(rig.layer, changes)  # as they come from the layer, after all
+    await rig.write(Set("c", TOPIC, "last"))
+    await until(lambda: "last" in client.view)
+    assert (len(client.frames), len(elsewhere.frames)) == (5, 2)
+    await rig.hub.stop()
+
+
+async def test_as_long_as_what_is_missing_comes_nothing_is_read_anew(rig):
+    rig.hub._beacon_interval = 3600
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    asked = 0
+    snapshot = rig.store.snapshot
+
+    async def counted(topic):
+        nonlocal asked
+        asked += 1
+        return await snapshot(topic)
+
+    rig.store.snapshot = counted
+    late = None
+    for number in range(20):  # always something is early, and for 200 ms in all
+        there, here = await rig.store.apply([Set("there", TOPIC, f"{number}"), Set("here", TOPIC, f"{number}")])
+        rig.hub.changed(here.changes)
+        await asyncio.sleep(0.01)
+        if late is not None:
+            await publish(rig.layer, late.changes)
+            await settle()
+        late = there
+    assert asked == 0
+    assert rig.hub._feeds[TOPIC].replica.behind
+    await until(lambda: len(client.view) == 20 and set(owners(client).values()) == {"here"})  # the last one was lost
+    assert asked == 1
+
+
 async def test_what_expires_while_the_store_answers_is_not_told_once_more(rig):
     client, asked = Client(), asyncio.Event()
     await rig.hub.follow(TOPIC, client.delivery)

@@ -30,6 +30,8 @@ MEMBER = object()
 class SlowStore(MemoryStore):
     """A store with a round trip, which can be down."""
 
+    at_once = False
+
     def __init__(self, limits):
         super().__init__(limits)
         self.batches = []
@@ -308,19 +310,34 @@ class Quiet:
 
 async def test_sets_are_acknowledged_while_the_layer_is_slow_and_wait_for_it_only_after_many(slow_layer, monkeypatch):
     monkeypatch.setattr(writer_module, "_MAX_UNTOLD", 20)
-    node = Node(Settings(), MemoryStore(Limits()))
+    node = Node(Settings(), SlowStore(Limits()))
     somebody = Quiet(node)
     for n in range(10):
         await node.write(Set("c", TOPIC, f"{n}"))
     assert slow_layer.taken == 0
     await asyncio.gather(*(node.write(Set("c", TOPIC, f"more {n}")) for n in range(30)))
     waits = asyncio.create_task(node.write(Set("c", TOPIC, "one too many")))
-    await settle()
+    await asyncio.sleep(0.05)
     assert not waits.done()
     slow_layer.may.set()
     await waits
     await node.leave(somebody)
     assert slow_layer.taken == 41
+
+
+async def test_a_store_that_answers_at_once_makes_writers_wait_for_a_slow_layer_as_soon(slow_layer, monkeypatch):
+    monkeypatch.setattr(writer_module, "_MAX_UNTOLD", 20)
+    node = Node(Settings(), MemoryStore(Limits()))
+    somebody = Quiet(node)
+    for n in range(21):
+        assert node.begin(Set("c", TOPIC, f"{n}")).done()
+    waits = node.begin(Set("c", TOPIC, "one too many"))
+    await settle()
+    assert (slow_layer.taken, waits.done()) == (0, False)
+    slow_layer.may.set()
+    await waits
+    await node.leave(somebody)
+    assert slow_layer.taken == 22
 
 
 @pytest.mark.parametrize("way", ["drain", "leave"])

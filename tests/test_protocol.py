@@ -10,16 +10,19 @@ from ephemeral_state import errors
 from ephemeral_state.protocol import (
     Batch,
     Command,
+    as_batches,
     decode_batch,
     decode_command,
     encode_batches,
     encode_change,
     encode_error,
+    encode_event,
     encode_hello,
     encode_ok,
     encode_payload,
     encode_snapshot,
     encode_ttl,
+    peek_batch,
 )
 from ephemeral_state.state import UNTIL_DISCONNECT, Change, Entry, Revision, Topic
 
@@ -231,6 +234,32 @@ def test_a_message_ends_where_another_process_has_written_in_between():
     changes = [change(f"k{n}", b"", revision=n) for n in (1, 2, 4, 5, 9)]
     batches = [decode_batch(message) for message in encode_batches(changes)]
     assert [[event.revision.revision for event in batch.events] for batch in batches] == [[1, 2], [4, 5], [9]]
+
+
+def test_changes_are_seen_here_as_they_are_by_those_who_get_their_messages():
+    other = Topic("", "other")
+    changes = [
+        *(change(f"k{n}", b"x", revision=n) for n in (1, 2)),
+        change("k", b"", revision=7)._replace(topic=other),
+        change("k2", b"", revision=3)._replace(reason="explicit", expires_in_ms=0),
+        change("k", b"", revision=8)._replace(topic=other, expires_in_ms=None),
+        change("k5", b"", revision=5),
+        change("k6", b"", revision=6)._replace(epoch=99),
+    ]
+    here = as_batches(changes)
+    for topic in (changes[0].topic, other):
+        its_own = [each for each in changes if each.topic == topic]
+        there = [decode_batch(message) for message in encode_batches(its_own)]
+        bare = [batch._replace(events=[event._replace(text="") for event in batch.events]) for batch in there]
+        assert [batch for batch in here if batch.topic == topic] == bare
+        texts = [encode_event(topic.name, event) for batch in here if batch.topic == topic for event in batch.events]
+        assert texts == [event.text for batch in there for event in batch.events]
+    assert as_batches([]) == []
+
+
+def test_a_message_tells_its_end_before_it_is_read():
+    (message,) = encode_batches([change(f"k{n}", b"", revision=n) for n in (4, 5, 6)])
+    assert peek_batch(message) == (change().topic, Revision(change().epoch, 6))
 
 
 @pytest.mark.parametrize(

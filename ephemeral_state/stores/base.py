@@ -94,6 +94,9 @@ class Store(ABC):
     shared: ClassVar[bool] = False
     """Other processes use it too, and may outlive this one: then nodes need leases."""
 
+    at_once: ClassVar[bool] = False
+    """`apply` waits for nothing: it may be run in place, within somebody else's task, or in none."""
+
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
 

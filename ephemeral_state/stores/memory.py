@@ -46,6 +46,8 @@ _MINUTE = 60_000 * _MS
 class MemoryStore(Store):
     """Keeps everything in this process, under one lock that is never held across an await."""
 
+    at_once = True
+
     def __init__(self, limits: Limits, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """`clock` returns ns and never goes backwards."""
         super().__init__(limits)
