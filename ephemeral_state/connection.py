@@ -49,7 +49,8 @@ class Connection:
     ) -> None:
         """Store and publish. Raises `ConnectionGone`, `InvalidPayload`, `InvalidTTL`, what `Limits` refuses,
         `TooManyKeys` or `StoreUnavailable`; then nothing was stored."""
-        outcome = await self.begin(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+        begun = self.begin(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+        outcome = await self._node.outcome(begun)
         if outcome.error is not None:
             raise outcome.error
 

@@ -347,7 +347,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         settings = get_settings()
-        self._turn = asyncio.Lock()
+        self._ephemeral_turn = asyncio.Lock()
+        self._ephemeral_at_work: asyncio.Task[Any] | None = None
         self._gate = Gate(receive, send, settings, self._ephemeral_lifecycle)
         # More than the gate lets in at once: who floods is to be noticed, however long it takes to do what was asked.
         # Read no sooner than there is room, a flood looks like somebody who is as slow as we are.
@@ -378,15 +379,24 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def _ephemeral_receive(self) -> Any:
         # Channels would make a task for each message of each client, and wait for it beside that for the channel layer.
-        # What a client says is handled where it is received, and Channels gets to see the rest.
-        receive = self._ephemeral_lifecycle().receive
-        while (message := await receive())["type"] == "websocket.receive":
+        # What a client says is handled where it is received, and Channels gets to see the rest. It sees all of it where
+        # a project handles frames itself: its handlers may expect to share their context variables.
+        receive, ours = self._ephemeral_lifecycle().receive, type(self).receive is EphemeralStateConsumer.receive
+        while (message := await receive())["type"] == "websocket.receive" and ours:
             await self.dispatch(message)
         return message
 
     async def dispatch(self, message: Any) -> None:
-        async with self._turn:  # as Channels has it: one message at a time, wherever it comes from
+        task = asyncio.current_task()
+        if self._ephemeral_at_work is task:  # a handler hands on a message
             await super().dispatch(message)
+            return
+        async with self._ephemeral_turn:  # as Channels has it: one message at a time, wherever it comes from
+            self._ephemeral_at_work = task
+            try:
+                await super().dispatch(message)
+            finally:
+                self._ephemeral_at_work = None
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
         if message["type"] == "websocket.receive":

@@ -255,9 +255,9 @@ class Direct:
                     break
                 continue
             except (Exception, asyncio.CancelledError) as error:
-                if isinstance(error, RuntimeError) and asyncio.current_task() is None:
-                    # Perhaps because there is no task: `asyncio.timeout` in some middleware wants one, and cancels it.
-                    # If it is for another reason, the next attempt will show.
+                if isinstance(error, Exception) and asyncio.current_task() is None:
+                    # Perhaps because there is no task: the time limits of asyncio and anyio want one, and cancel it. If
+                    # it is for another reason, the next attempt will show.
                     self._needs_task = True
                     self._unread -= len(text)
                     draining = self._drain(self._send_text(text))

@@ -120,8 +120,11 @@ class Hub:
         changes, self._own = self._own, []
         for batch in as_batches(changes):
             feed = self._feeds.get(batch.topic)
-            if feed is not None:
-                self._apply(feed, batch)
+            try:
+                if feed is not None:
+                    self._apply(feed, batch)
+            except Exception:
+                _not_handled()
 
     def doubt(self) -> None:
         """The store may have gone back to an earlier state: read every topic again, once all have written back."""
@@ -136,7 +139,10 @@ class Hub:
     def others(self, topic: Topic, key: str) -> int | None:
         """How many other keys the topic has, as seen from here; `None` if it is not followed."""
         feed = self._feeds.get(topic)
-        return feed.replica.others(key) if feed is not None and feed.open else None
+        if feed is None or not feed.open:
+            return None
+        coming = (change.key for change in self._own if change.reason is None and change.topic == topic)
+        return feed.replica.others(key, coming)
 
     async def stop(self) -> None:
         """Leave all groups and end all tasks."""
@@ -261,9 +267,7 @@ class Hub:
             try:
                 self._take(message)
             except Exception:
-                log.exception(
-                    "message_bug", "a message was not handled, the beacon will read what it said from the store"
-                )
+                _not_handled()
             # A layer with messages waiting returns without ever suspending: let the sockets have their turn.
             await asyncio.sleep(0)
 
@@ -271,7 +275,10 @@ class Hub:
         try:
             topic, last = peek_batch(message)
             feed = self._feeds.get(topic)
-            if feed is None or feed.replica.has_come_to(last):
+            if feed is None:
+                return
+            feed.taken += 1
+            if feed.replica.has_come_to(last):
                 return
             batch = decode_batch(message)
         except InvalidFrame as error:
@@ -359,12 +366,13 @@ class Hub:
                 self._comparing.met(error)
 
     async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
-        """Returns the topics whose views are not what the store says, and are being repaired."""
+        """Have views repaired that are not what the store says. Returns the topics of which too little was heard, as
+        where the layer has lost the membership: all that was changed came back to whoever has one, also one's own."""
         # Before asking: what the stream brings while the store answers may be newer than the answer.
         before = [feed.replica.revision for feed in feeds]
         revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
         doubtful = [
-            (feed, revision, feed.replica.revision)
+            (feed, revision, feed.replica.revision, feed.taken)
             for feed, revision in zip(feeds, revisions, strict=True)
             if revision is not None and not feed.agrees(revision)
         ]
@@ -377,11 +385,14 @@ class Hub:
                 self._went_back()
             await asyncio.sleep(_DOUBT)
         stale = []
-        for feed, revision, then in doubtful:
-            # A replica that has moved on hears the stream; the next beacon asks again.
-            if (feed.replica.revision == then or feed.doubted) and not feed.agrees(revision) and feed.repairing is None:
-                feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
+        for feed, revision, then, taken in doubtful:
+            if feed.agrees(revision):
+                continue
+            if feed.taken == taken:
                 stale.append(feed.topic)
+            # A replica that has moved on hears the stream, or what this process does. The next beacon asks again.
+            if (feed.replica.revision == then or feed.doubted) and feed.repairing is None:
+                feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
         if None in revisions:
             raise StoreUnavailable("a part of the store does not answer")
         return stale
@@ -413,6 +424,7 @@ class _Feed:
         self._encoded = {False: _NOTHING_YET, True: _NOTHING_YET}  # by whether it has the numbers of the keys
         self.waiters = 0
         self.generation = 0
+        self.taken = 0  # messages that the layer has brought
         self.moved_at = 0.0  # by the monotonic clock, when the stream last went on
         self.patient_until = 0.0
         self.doubted = False
@@ -634,6 +646,10 @@ class _Lane:
         if isinstance(waiting, Outbox) and not self._flow.batch:
             return News(self._topic, [waiting.pop()])
         return News(self._topic, waiting.pop_all())
+
+
+def _not_handled() -> None:
+    log.exception("message_bug", "a message was not handled, the beacon will read what it said from the store")
 
 
 def _now() -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from .protocol import Batch, Event
@@ -38,9 +38,10 @@ class Replica:
         """Something came that cannot be applied before what is missing: a snapshot will tell."""
         return bool(self._early)
 
-    def others(self, key: str) -> int:
-        """How many other keys are held, whether expired or not."""
-        return len(self._held) - (key in self._held)
+    def others(self, key: str, coming: Iterable[str] = ()) -> int:
+        """How many other keys are held, whether expired or not, or are `coming`."""
+        new = {each for each in coming if each != key and each not in self._held}
+        return len(self._held) - (key in self._held) + len(new)
 
     def agrees(self, revision: Revision) -> bool:
         """Whether the store, saying `revision`, holds what is held here."""
@@ -52,8 +53,9 @@ class Replica:
 
     def apply(self, batch: Batch, now: float) -> list[Event]:
         """Take in a batch, in whatever order batches come; return what subscribers are to hear, in order."""
+        before = self.revision
         heard = self._apply(batch, now)
-        return heard + self._apply_early(now) if self._early else heard
+        return heard + self._apply_early(now) if self._early and self.revision != before else heard
 
     def asking(self) -> Revision:
         """Call it before asking the store for a snapshot: what came early until now will be part of that."""

@@ -149,10 +149,11 @@ class Writer:
                     batch += self._queue
                     self._queue.clear()
                     outcomes = [Outcome((), _again(error)) for _ in batch]
-                self.publish([change for outcome in outcomes for change in outcome.changes])
                 for (_, done), outcome in zip(batch, outcomes, strict=True):
                     if not done.done():
                         done.set_result(outcome)
+                # Who waits for an outcome is woken before those who hear of it.
+                self.publish([change for outcome in outcomes for change in outcome.changes])
                 if len(self._untold) > _MAX_UNTOLD:
                     await self.published()
         finally:

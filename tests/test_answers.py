@@ -84,16 +84,14 @@ async def test_what_is_known_is_told_before_the_promise_returns_and_in_its_turn(
     await client.answers.promise(known, 1)
     assert client.told == ['{"_orama":"ephemeral.ok","ref":1}']
     await client.answers.promise(open_, 2)
-    await client.answers.promise(later, 3)
-    await settle()
-    assert len(client.told) == 1
     client.reads.clear()
     open_.set_result(Outcome())
     await settle()
-    await client.answers.promise(later, 4)  # while the second one is being told
+    await client.answers.promise(later, 3)  # while the second one is being told
+    assert len(client.told) == 1
     client.reads.set()
     await client.answers.given()
-    assert [text[-2] for text in client.told] == ["1", "2", "3", "4"]
+    assert [text[-2] for text in client.told] == ["1", "2", "3"]
 
 
 async def test_what_cannot_be_said_at_once_is_a_failure_too(client):

@@ -7,6 +7,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -626,6 +627,63 @@ async def test_who_does_not_wait_for_answers_gets_them_in_order_and_sees_what_wa
         ]
         assert {entry["key"] for entry in answers[301]["entries"]} == {f"{ref}" for ref in range(200)}
         assert [frame["_orama"] for frame in answers[302:]] == ["ephemeral.ok"] * 2
+
+
+async def test_a_handler_may_hand_on_a_message(settings: Any, topic: str) -> None:
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes"}
+
+    class Consumer(EphemeralStateConsumer):
+        async def chat_message(self, message: dict[str, Any]) -> None:
+            if message["times"]:
+                await self.dispatch(message | {"times": message["times"] - 1})
+            await self.send(text_data=str(message["times"]))
+
+    async with Peer(Consumer.as_asgi()) as client:
+        name = (await client.frame())["client_id"]
+        await get_channel_layer().send(name, {"type": "chat.message", "times": 2})
+        assert [await client.frame() for _ in range(3)] == [0, 1, 2]
+        assert await obeyed(client, "set", topic, 1, key="k") == "ok"
+
+
+async def test_the_handlers_of_a_project_share_their_context(settings: Any, topic: str) -> None:
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes"}
+    language: ContextVar[str] = ContextVar("language", default="en")
+    seen = []
+
+    class Consumer(EphemeralStateConsumer):
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            if text_data == "de":
+                language.set(text_data)
+                await self.channel_layer.send(self.channel_name, {"type": "chat.message"})
+            else:
+                await super().receive(text_data, bytes_data)
+
+        async def chat_message(self, message: dict[str, Any]) -> None:
+            await self.send(text_data=f'"{language.get()}"')
+
+        async def disconnect(self, code: int) -> None:
+            seen.append(language.get())
+
+    async with Peer(Consumer.as_asgi()) as client:
+        await client.frame()
+        client.arrive("websocket.receive", text="de")
+        assert await client.frame() == "de"
+        assert await obeyed(client, "set", topic, 1, key="k") == "ok"
+    assert seen == ["de"]
+
+
+@pytest.mark.parametrize("followed", [False, True])
+async def test_who_sends_many_new_keys_at_once_gets_no_more_than_the_topic_may_have(
+    limited: Any, topic: str, followed: bool
+) -> None:
+    async with limited(MAX_ENTRIES_PER_TOPIC=3) as client:
+        await client.frame()
+        if followed:
+            await obeyed(client, "subscribe", topic, 0)
+        for ref in range(1, 21):
+            client.arrive("websocket.receive", text=command("set", topic, ref, key=f"{ref}"))
+        await answer(client, 20)
+        assert len(await api.alist(topic)) == 3
 
 
 class Unhurried(Yes):

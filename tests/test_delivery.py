@@ -2,6 +2,7 @@ import asyncio
 import contextvars
 import json
 
+import anyio
 import pytest
 
 from ephemeral_state.delivery import Direct, Dispatched, News
@@ -202,6 +203,20 @@ async def test_middleware_may_ask_for_the_current_task_and_gets_one_of_its_own()
     loop.call_soon(delivery.hear, News(TOPIC, [set_event("a", "stuck")]))
     await until(lambda: lost)
     assert type(lost[0]) is TimeoutError
+
+
+async def test_a_time_limit_of_another_library_gets_its_task_too():
+    texts, lost = [], []
+
+    async def send(message):
+        with anyio.fail_after(5):
+            await asyncio.sleep(0)
+            texts.append(message["text"])
+
+    delivery = Direct(send, lost.append)
+    asyncio.get_running_loop().call_soon(delivery.hear, News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
+    await until(lambda: texts == ["1", "2"])
+    assert lost == []
 
 
 async def test_who_cannot_be_sent_anything_in_a_task_either_has_gone():

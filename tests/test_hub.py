@@ -2,6 +2,7 @@ import asyncio
 import json
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 from channels_redis.core import RedisChannelLayer
@@ -13,6 +14,7 @@ from ephemeral_state.delivery import Direct, Dispatched
 from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.hub import Hub, _Lane
 from ephemeral_state.protocol import PLAIN, Event, Flow, encode_batches
+from ephemeral_state.replica import Replica
 from ephemeral_state.state import Clear, Limits, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 
@@ -598,6 +600,51 @@ async def test_a_membership_that_the_layer_has_lost_is_taken_up_again():
         await until(lambda: server.command("ZCARD", members) == 1)
         await rig.hub.stop()
         await rig.layer.close_pools()
+
+
+async def test_a_lost_membership_is_noticed_though_this_process_goes_on_by_itself(rig, monkeypatch):
+    monkeypatch.setattr(hub_module, "_DOUBT", 0.05)
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    group = group_name(*TOPIC)
+    rig.layer.groups.pop(group)
+    async with asyncio.timeout(5):
+        number = 0
+        while group not in rig.layer.groups:
+            number += 1
+            # Others write, too: what this process does itself shows gaps, and their repair brings the replica on.
+            there, here = await rig.store.apply([Set("there", TOPIC, f"{number}"), Set("here", TOPIC, f"{number}")])
+            rig.hub.changed(here.changes)
+            await publish(rig.layer, [*there.changes, *here.changes])
+            await asyncio.sleep(0.01)
+    await rig.write(Set("c", TOPIC, "last"))
+    await until(lambda: "last" in client.view)
+
+
+async def test_of_several_topics_changed_at_once_one_that_fails_takes_nothing_from_the_others(rig, caplog):
+    client, other = Client(), Topic("", "other")
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.hub.follow(other, Client().delivery)
+
+    def fails(batch, now):
+        raise ZeroDivisionError
+
+    rig.hub._feeds[other].replica = SimpleNamespace(apply=fails, revision=Revision(0, 0))
+    outcomes = await rig.store.apply([Set("c", other, "k"), Set("c", TOPIC, "k")])
+    rig.hub.changed([change for outcome in outcomes for change in outcome.changes])
+    await until(lambda: "k" in client.view)
+    assert events(caplog) == ["message_bug"]
+    rig.hub._feeds[other].replica = Replica(other)
+
+
+async def test_what_is_about_to_be_heard_of_counts_as_there(rig):
+    await rig.hub.follow(TOPIC, Client().delivery)
+    await rig.write(Set("c", TOPIC, "a"))
+    await until(lambda: rig.hub.others(TOPIC, "new") == 1)
+    keys = ("a", "b", "b", "c")
+    outcomes = await rig.store.apply([*(Set("c", TOPIC, key) for key in keys), Set("c", Topic("", "other"), "d")])
+    rig.hub.changed([change for outcome in outcomes for change in outcome.changes])
+    assert [rig.hub.others(TOPIC, key) for key in ("new", "a", "b")] == [3, 2, 2]
 
 
 async def test_whoever_leaves_while_the_group_is_joined_again_has_left(rig):

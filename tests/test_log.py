@@ -121,8 +121,6 @@ async def test_a_node_says_once_which_process_it_is_and_that_it_ends(said: Said)
 class Held(MemoryStore):
     """Carries out writes when it may."""
 
-    at_once = False
-
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.may = asyncio.Event()

@@ -30,8 +30,6 @@ MEMBER = object()
 class SlowStore(MemoryStore):
     """A store with a round trip, which can be down."""
 
-    at_once = False
-
     def __init__(self, limits):
         super().__init__(limits)
         self.batches = []
@@ -103,6 +101,61 @@ async def test_what_is_stored_right_after_others_were_told_is_told_together_unle
     async with asyncio.timeout(5):
         await node._writer.published()
     assert layer.sent == 4
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, SlowStore])
+async def test_whoever_waits_for_a_write_is_woken_before_subscribers_hear_of_it(layer, kind):
+    node, order = Node(Settings(), kind(Limits())), []
+    somebody = Quiet(node)
+
+    async def send(message):
+        order.append(json.loads(message["text"])["_orama"])
+
+    await node.hub.follow(TOPIC, Direct(send, order.append))
+    for sets in (1, 2):
+        outcome = node.begin(Set("c", TOPIC, f"{sets}"))
+        if outcome.done():
+            order.append("answer")
+        else:
+            outcome.add_done_callback(lambda _: order.append("answer"))
+        await until(lambda sets=sets: order.count("ephemeral.set") == sets)
+    assert order == ["ephemeral.snapshot", *["answer", "ephemeral.set"] * 2]
+    await node.leave(somebody)
+
+
+async def test_who_writes_on_and_on_to_a_store_that_answers_at_once_lets_others_have_their_turn(layer):
+    node = Node(Settings(), MemoryStore(Limits()))
+    owner = Connection("owner", node, Direct(None, None))
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    for write in (
+        lambda: owner.set(TOPIC, "k"),
+        lambda: owner.clear(TOPIC, "none"),
+        lambda: node.write(Clear("nobody", TOPIC, "none")),
+    ):
+        before = turns
+        for _ in range(320):
+            await write()
+        assert turns - before >= 9
+    task.cancel()
+    await owner.end(abnormal=False)
+
+
+def test_a_store_that_carries_out_writes_in_a_way_of_its_own_is_not_taken_to_answer_at_once():
+    class AtOnce(SlowStore):
+        at_once = True
+
+    class Named(MemoryStore):
+        pass
+
+    assert [kind.at_once for kind in (MemoryStore, Named, SlowStore, AtOnce)] == [True, True, False, True]
 
 
 async def test_one_refused_write_in_a_batch_fails_alone(node):

@@ -80,6 +80,13 @@ def test_an_early_batch_waits_for_the_missing_one():
     assert not copy.behind
 
 
+def test_of_two_early_batches_that_begin_alike_the_longer_one_waits():
+    copy = replica()
+    copy.apply(batch(1, 2, set_event("b"), set_event("c")), 0)
+    copy.apply(batch(1, 2, set_event("b")), 0)
+    assert told(copy.apply(batch(1, 1, set_event("a")), 0)) == ["set a", "set b", "set c"]
+
+
 def test_before_the_first_snapshot_everything_is_early():
     copy = Replica(TOPIC)
     asked = copy.asking()

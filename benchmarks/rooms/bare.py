@@ -26,6 +26,10 @@ async def application(scope: Any, receive: Any, send: Send) -> None:
     keys: set[str] = set()
     await receive()
     await send({"type": "websocket.accept"})
+    if scope["path"] != "/":  # who means harm: what is left of that is what the server's own reading costs
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
     try:
         while (message := await receive())["type"] == "websocket.receive":
             command = json.loads(message["text"])

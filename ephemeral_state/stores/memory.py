@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from ..errors import EphemeralStateError, TooManyKeys
 from ..state import (
@@ -47,6 +48,11 @@ class MemoryStore(Store):
     """Keeps everything in this process, under one lock that is never held across an await."""
 
     at_once = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "apply" in vars(cls) and "at_once" not in vars(cls):
+            cls.at_once = False  # who knows what it waits for
 
     def __init__(self, limits: Limits, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """`clock` returns ns and never goes backwards."""
