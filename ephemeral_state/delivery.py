@@ -260,7 +260,7 @@ class Direct:
                     # it is for another reason, the next attempt will show.
                     self._needs_task = True
                     self._unread -= len(text)
-                    draining = self._drain(self._send_text(text))
+                    draining = self._drain(None, text)
                     self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
                     break
                 # Cancelled is what the socket waited for; nobody can cancel us within a step.
@@ -275,10 +275,13 @@ class Direct:
         self.count(text)
         await self._send({"type": "websocket.send", "text": text})
 
-    async def _drain(self, rest: Awaitable[None] | None) -> None:
+    async def _drain(self, rest: Awaitable[None] | None, text: str | None = None) -> None:
+        """`rest`: of a send that has begun; or the `text` of one that is to begin again."""
         try:
             if rest is not None:
                 await rest
+            if text is not None:
+                await self._send_text(text)
             while (self._rest or self._waiting) and not self.held:
                 if self._rest:
                     _, rest_of_it, at = self._rest.popleft()

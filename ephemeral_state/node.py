@@ -154,6 +154,7 @@ class Node:
         self._members: dict[Member, None] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep_due = 0.0  # loop time; uvloop's handle of what is due at once does not tell
         self._longest_grace = 0.0  # seconds, of all that were granted here
         self._graces_end = 0.0  # loop time
         self._in_a_row = 0
@@ -222,7 +223,7 @@ class Node:
             return
         hub, self.hub = self.hub, self._new_hub()
         lease, self._lease = self._lease, None
-        if self._sweep_timer is not None and self._sweep_timer.when() > self._graces_end:
+        if self._sweep_timer is not None and self._sweep_due > self._graces_end:
             self._sweep_timer.cancel()
             self._sweep_timer = None
         if self._sweeping is not None:
@@ -440,9 +441,10 @@ class Node:
         if not self._members and due > self._graces_end:
             return
         if self._sweep_timer is not None:
-            if self._sweep_timer.when() <= due:
+            if self._sweep_due <= due:
                 return
             self._sweep_timer.cancel()
+        self._sweep_due = due
         self._sweep_timer = loop.call_at(due, self._start_sweep, context=Context())
 
     def _start_sweep(self) -> None:

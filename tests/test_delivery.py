@@ -1,5 +1,6 @@
 import asyncio
 import contextvars
+import gc
 import json
 
 import anyio
@@ -217,6 +218,22 @@ async def test_a_time_limit_of_another_library_gets_its_task_too():
     asyncio.get_running_loop().call_soon(delivery.hear, News(TOPIC, [set_event("a", "1"), set_event("b", "2")]))
     await until(lambda: texts == ["1", "2"])
     assert lost == []
+
+
+async def test_who_leaves_before_the_task_has_begun_leaves_nothing_behind(recwarn):
+    async def send(message):
+        raise RuntimeError("no task")
+
+    delivery = Direct(send, [].append)
+
+    def hear_and_leave():
+        delivery.hear(News(TOPIC, [set_event("a", "1")]))
+        delivery.close()
+
+    asyncio.get_running_loop().call_soon(hear_and_leave)
+    await settle()
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 async def test_who_cannot_be_sent_anything_in_a_task_either_has_gone():

@@ -4,6 +4,7 @@ import logging
 import time
 
 import pytest
+import uvloop
 
 from ephemeral_state import hub as hub_module
 from ephemeral_state import node as node_module
@@ -146,6 +147,19 @@ async def test_who_writes_on_and_on_to_a_store_that_answers_at_once_lets_others_
         assert turns - before >= 9
     task.cancel()
     await owner.end(abnormal=False)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_something_may_be_set_in_the_turn_in_which_the_first_connection_came(layer, loop_factory):
+    async def come_and_set():
+        node = Node(Settings(), MemoryStore(Limits()))
+        owner = Connection("owner", node, Direct(None, None))
+        await owner.set(TOPIC, "k", ttl=60)
+        assert await live(node) == {"k": "owner"}
+        await owner.end(abnormal=False)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(come_and_set())
 
 
 def test_a_store_that_carries_out_writes_in_a_way_of_its_own_is_not_taken_to_answer_at_once():
