@@ -299,7 +299,10 @@ class Node:
 
     def _changed(self, changes: Sequence[Change]) -> None:
         self.journal.note(changes)
-        self.hub.changed(changes)
+        if not self.store.shared:
+            # Where other processes write too, what they do comes in between, and until it has come one's own would be
+            # early: a busy topic would be read again and again for gaps that are none.
+            self.hub.changed(changes)
 
     def _carried_out(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> None:
         now = time.monotonic() * 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Replica:
     It starts empty and waits for its first snapshot: until `reset`, every batch is early.
     """
 
-    __slots__ = ("_early", "_held", "_numbers", "_ready", "revision", "topic", "version")
+    __slots__ = ("_early", "_held", "_numbers", "_order", "_ready", "revision", "topic", "version")
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
@@ -30,6 +31,7 @@ class Replica:
         self._held: dict[str, _Held] = {}
         self._numbers = itertools.count(1)
         self._early: dict[Revision, Batch] = {}
+        self._order: list[Revision] = []  # of what is early
         self.version = 0
         """Another one after every change of what `entries` returns, but for the passing of time."""
 
@@ -60,6 +62,7 @@ class Replica:
     def asking(self) -> Revision:
         """Call it before asking the store for a snapshot: what came early until now will be part of that."""
         self._early.clear()
+        self._order.clear()
         return self.revision
 
     def reset(self, snapshot: Snapshot, asked_at: Revision, now: float, took: float = 0.0) -> list[Event]:
@@ -88,29 +91,49 @@ class Replica:
         return {key: held.number for key, held in self._held.items()}
 
     def _apply(self, batch: Batch, now: float) -> list[Event]:
-        epoch, first = batch.first
-        if self._ready and epoch < self.revision.epoch:
-            return []
-        known = self.revision.revision
-        if epoch > self.revision.epoch and not self._held:
-            # A topic that was empty and forgotten starts anew. As nothing is held, nothing can be stale.
-            known = 0
-        elif epoch > self.revision.epoch:
-            known = -1
-        if not self._ready or first > known + 1:
-            known_early = self._early.get(batch.first)
-            if known_early is None or len(known_early.events) < len(batch.events):
-                self._early[batch.first] = batch
-            return []
-        self.revision = Revision(epoch, known)
-        return self._advance(batch.events[known + 1 - first :], now)
+        if not self._waits(batch.first):
+            return self._take(batch, now)
+        known_early = self._early.get(batch.first)
+        if known_early is None:
+            bisect.insort(self._order, batch.first)
+        if known_early is None or len(known_early.events) < len(batch.events):
+            self._early[batch.first] = batch
+        return []
 
     def _apply_early(self, now: float) -> list[Event]:
-        early, self._early = self._early, {}
         heard: list[Event] = []
-        for first in sorted(early):
-            heard += self._apply(early[first], now)
+        at = 0
+        while at < len(self._order):
+            first = self._order[at]
+            if not self._waits(first):
+                del self._order[at]
+                heard += self._take(self._early.pop(first), now)
+            elif self._held:
+                break  # what comes after it waits as well: there may be thousands, where several processes write much
+            else:
+                at += 1  # but a later epoch need not, as nothing is held
         return heard
+
+    def _waits(self, first: Revision) -> bool:
+        """Something is missing before a batch that begins there."""
+        if self._ready and first.epoch < self.revision.epoch:
+            return False
+        return not self._ready or first.revision > self._known(first.epoch) + 1
+
+    def _known(self, epoch: int) -> int:
+        """The last revision of this epoch, or of one that is not over, that is known."""
+        if epoch <= self.revision.epoch:
+            return self.revision.revision
+        # A topic that was empty and forgotten starts anew. As nothing is held, nothing can be stale.
+        return -1 if self._held else 0
+
+    def _take(self, batch: Batch, now: float) -> list[Event]:
+        epoch, first = batch.first
+        if epoch < self.revision.epoch:
+            return []
+        known = self._known(epoch)
+        self.revision = Revision(epoch, known)
+        return self._advance(batch.events[known + 1 - first :], now)
 
     def _advance(self, events: Sequence[Event], now: float) -> list[Event]:
         heard = []

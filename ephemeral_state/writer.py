@@ -19,7 +19,8 @@ __all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
-_PAUSE: Final = 0.01  # seconds from one publishing to the next: here, what is stored has been heard of already
+_PAUSE: Final = 0.001  # seconds from one publishing to the next, in which more may come
+_LONG_PAUSE: Final = 0.01  # the same where all who hear of it have most likely heard of it without that
 
 
 class Writer:
@@ -55,6 +56,7 @@ class Writer:
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
+        self._pause = _PAUSE if store.shared else _LONG_PAUSE
         self._rests_until = 0.0
         self._rested = asyncio.Event()
 
@@ -110,7 +112,7 @@ class Writer:
                 for told in awaiting:
                     if not told.done():
                         told.set_result(None)
-                self._rests_until = now() + _PAUSE
+                self._rests_until = now() + self._pause
         finally:
             self._telling = None
 
