@@ -332,8 +332,8 @@ class Hub:
                 await asyncio.sleep(wait)
                 if not feed.replica.behind:
                     return
-                # Where several processes write, what this one does itself is early most of the time. As long as what
-                # is missing comes, nothing is lost.
+                # Where several event loops write to one store, what one does itself may be early again and again. As
+                # long as what is missing comes, nothing is lost.
                 wait = feed.moved_at + patience - time.monotonic()
             self._tally["gaps" if patience else "doubts"] += 1
             with span("repair", feed.topic):
@@ -390,7 +390,7 @@ class Hub:
                 continue
             if feed.taken == taken:
                 stale.append(feed.topic)
-            # A replica that has moved on hears the stream, or what this process does. The next beacon asks again.
+            # A replica that has moved on hears the stream, or what its own loop does. The next beacon asks again.
             if (feed.replica.revision == then or feed.doubted) and feed.repairing is None:
                 feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
         if None in revisions:
