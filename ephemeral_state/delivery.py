@@ -160,7 +160,7 @@ class Direct:
         self._asked_at = None
         self._no_longer_held()
         if (self._rest or self._waiting) and self._sending is None and not self._closed:
-            self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
+            self._drain_in_task()
 
     async def until_read(self) -> None:
         """Return when the peer has read enough to be sent something long that is none of the stream."""
@@ -183,7 +183,7 @@ class Direct:
             self._batched.discard(topic)
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
-            self._drain_in_task()
+            self._drain_if_it_needs_a_task()
         else:
             text, rest = view.snapshot(batch=batch)
             taken = self._push(chain([add_ref(text, ref)], rest)) - 1
@@ -201,7 +201,7 @@ class Direct:
                 events = events[self._push(news.texts()) :]
         if events and not self._closed:
             self._waiting.add(news.topic, events)
-            self._drain_in_task()
+            self._drain_if_it_needs_a_task()
 
     def forget(self, topic: Topic) -> None:
         self._batched.discard(topic)
@@ -219,9 +219,14 @@ class Direct:
         # What is left of a snapshot is sent, or held.
         return self._sending is not None or bool(self._waiting) or self.held or self._needs_task
 
-    def _drain_in_task(self) -> None:
+    def _drain_if_it_needs_a_task(self) -> None:
         if self._needs_task and self._sending is None and not self.held:
-            self._sending = asyncio.get_running_loop().create_task(self._drain(None), context=self._context)
+            self._drain_in_task()
+
+    def _drain_in_task(self, rest: Awaitable[None] | None = None, text: str | None = None) -> None:
+        """`rest`: of a send that has begun; or the `text` of one that is to begin again."""
+        draining = self._drain(rest, text)
+        self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
 
     def _no_longer_held(self) -> None:
         if self._read is not None and not self._read.done():
@@ -248,7 +253,7 @@ class Direct:
                 coroutine: Any = send({"type": "websocket.send", "text": text})
                 if type(coroutine) is not CoroutineType:
                     # What granian's send returns can be awaited, but not stepped.
-                    coroutine = _awaited(coroutine)
+                    coroutine = steps.awaited(coroutine)
                 waits_for = coroutine.send(None)
             except StopIteration:
                 if self._unread >= _ASK and self._ask_once():
@@ -260,14 +265,12 @@ class Direct:
                     # it is for another reason, the next attempt will show.
                     self._needs_task = True
                     self._unread -= len(text)
-                    draining = self._drain(None, text)
-                    self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
+                    self._drain_in_task(text=text)
                     break
                 # Cancelled is what the socket waited for; nobody can cancel us within a step.
                 self._lost(error)
                 break
-            draining = self._drain(steps.Rest(coroutine, waits_for))
-            self._sending = asyncio.get_running_loop().create_task(draining, context=self._context)
+            self._drain_in_task(steps.Rest(coroutine, waits_for))
             break
         return taken
 
@@ -275,8 +278,7 @@ class Direct:
         self.count(text)
         await self._send({"type": "websocket.send", "text": text})
 
-    async def _drain(self, rest: Awaitable[None] | None, text: str | None = None) -> None:
-        """`rest`: of a send that has begun; or the `text` of one that is to begin again."""
+    async def _drain(self, rest: Awaitable[None] | None, text: str | None) -> None:
         try:
             if rest is not None:
                 await rest
@@ -361,7 +363,3 @@ class Dispatched:
     def close(self) -> None:
         self._closed = True
         self._waiting.clear()
-
-
-async def _awaited(awaitable: Awaitable[None]) -> None:
-    await awaitable

@@ -107,9 +107,9 @@ class Hub:
             self._close_if_unused(feed)
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """This process has made these changes. Their messages will come by the channel layer, as they come to all;
-        here they are heard of without that way, in the next turn of the event loop: after those who wait for an answer,
-        and all that came in one turn at once."""
+        """This process has made these changes, in a store that no other process writes to. Their messages will come by
+        the channel layer, as they come to all; here they are heard of without that way, in the next turn of the event
+        loop: after those who wait for an answer, and all that came in one turn at once."""
         if not self._feeds:
             return
         if not self._own:

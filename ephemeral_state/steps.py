@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator
 from typing import Any
 
-__all__ = ["Rest", "begin"]
+__all__ = ["Rest", "awaited", "begin"]
 
 
 def begin(coroutine: Coroutine[Any, Any, None]) -> Rest | None:
@@ -43,3 +43,8 @@ class Rest:
             return
         finally:
             self._steps.close()
+
+
+async def awaited(awaitable: Awaitable[None]) -> None:
+    """The awaitable as a coroutine, which is what a task takes."""
+    await awaitable

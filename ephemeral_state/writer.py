@@ -133,7 +133,7 @@ class Writer:
         if not self._store.at_once:
             self._flushes = asyncio.get_running_loop().create_task(flush)
         elif (rest := steps.begin(flush)) is not None:
-            self._flushes = asyncio.get_running_loop().create_task(_awaited(rest))
+            self._flushes = asyncio.get_running_loop().create_task(steps.awaited(rest))
 
     async def _flush(self) -> None:
         try:
@@ -185,10 +185,6 @@ class Writer:
         self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
-
-
-async def _awaited(rest: steps.Rest) -> None:
-    await rest
 
 
 def _again(error: EphemeralStateError) -> EphemeralStateError:

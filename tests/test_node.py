@@ -104,6 +104,27 @@ async def test_what_is_stored_right_after_others_were_told_is_told_together_unle
     assert layer.sent == 4
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_what_is_set_here_is_heard_without_the_layer_unless_others_write_to_the_store_too(layer, shared):
+    class Store(MemoryStore):
+        pass
+
+    Store.shared = shared
+    layer.lose = 1.0
+    node, texts = Node(Settings(beacon_interval=3600), Store(Limits())), []
+    somebody = Quiet(node)
+
+    async def send(message):
+        texts.append(message["text"])
+
+    await node.hub.follow(TOPIC, Direct(send, texts.append))
+    await node.write(Set("c", TOPIC, "k"))
+    await node._writer.published()
+    await settle()
+    assert len(texts) == (1 if shared else 2)
+    await node.leave(somebody)
+
+
 @pytest.mark.parametrize("kind", [MemoryStore, SlowStore])
 async def test_whoever_waits_for_a_write_is_woken_before_subscribers_hear_of_it(layer, kind):
     node, order = Node(Settings(), kind(Limits())), []
