@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ephemeral_state.node import current
 from ephemeral_state.state import UNTIL_DISCONNECT, Topic
 from ephemeral_state.stores import redis as redis_store
 from tests.redis_server import RedisServer, unique_prefix
+from tests.waiting import until
 
 from .server import Worker, configuration
 from .worker import Subscriber, serve
@@ -44,7 +47,7 @@ def operations(redis: RedisServer) -> dict[str, int]:
 
 
 def wait_until_quiet(redis: RedisServer) -> None:
-    """Until the layer has told everybody of what was set just now, which takes its time on a busy machine."""
+    """Until what has to be read again has been, now that everybody has been told of everything."""
     deadline = time.monotonic() + 60
     before, quiet = operations(redis), 0
     while quiet < 3 and time.monotonic() < deadline:  # longer than a layer that is busy may keep a process waiting
@@ -113,7 +116,19 @@ class Idler:
                 for entry in range(entries)
             )
         )
+        await current()._writer.published()
+        await self._hear_of(Counter(entry % TOPICS for _ in new for entry in range(entries)))
         return connections * entries
+
+    async def _hear_of(self, mine: Counter[int]) -> None:
+        """Wait until all have been told of what is owned here and, as much each, in the other processes."""
+        await until(
+            lambda: all(
+                len(subscriber.view.entries) == PROCESSES * mine[number % TOPICS]
+                for number, subscriber in enumerate(self._here)
+            ),
+            60,
+        )
 
 
 if __name__ == "__main__":
