@@ -258,7 +258,7 @@ class Node:
     def begin(self, write: Write) -> asyncio.Future[Outcome]:
         """`write` for a connection that does something else meanwhile. The future never fails: its outcome says what
         became of the write."""
-        return self._writer.put(write)
+        return self._writer.put(write, in_company=True)
 
     async def outcome(self, done: asyncio.Future[Outcome]) -> Outcome:
         """Wait for what became of a write."""

@@ -19,13 +19,16 @@ __all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
+_SPACING: Final = 0.005  # seconds from one batch of those who can wait for company to the next
 _PAUSE: Final = 0.001  # seconds from one publishing to the next, in which more may come
 _LONG_PAUSE: Final = 0.01  # the same where all who hear of it have most likely heard of it without that
 
 
 class Writer:
     """While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
-    next one. So a lone writer never waits for company, and many writers share one round trip.
+    next one. So many writers share one round trip. Where they do not wait for each other's answers, they rarely meet
+    by themselves: a batch of those who can wait for company begins no sooner than `_SPACING` after the last, unless all
+    have come again of whom that was. So a lone writer, or a crowd that waits for its answers, goes on at once.
 
     What the batches changed is published the same way, beside the next batch and not before it: all changes that
     are waiting go at once, in the order in which they were stored. A change that comes right after others were
@@ -53,23 +56,27 @@ class Writer:
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
         self._flushing = False
         self._flushes: asyncio.Task[None] | None = None
+        self._gathering = _Pause()
+        self._not_again: set[str] = set()  # clients of the last batch that have not written again
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
         self._pause = _PAUSE if store.shared else _LONG_PAUSE
-        self._rests_until = 0.0
-        self._rested = asyncio.Event()
+        self._pausing = _Pause()
 
     @property
     def busy(self) -> bool:
         """Something is on its way."""
         return self._flushing or self._telling is not None
 
-    def put(self, write: Write) -> asyncio.Future[Outcome]:
+    def put(self, write: Write, *, in_company: bool = False) -> asyncio.Future[Outcome]:
         """Store and publish, in order with all others. Done when it is stored: by a store that answers at once, on
-        return."""
+        return. `in_company`: where many write, it can wait a moment for others."""
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
+        self._not_again.discard(write.client)
+        if not in_company or not self._not_again:
+            self._gathering.end()
         self._flush_soon()
         return done
 
@@ -78,6 +85,7 @@ class Writer:
         way: then it knows of every write that was carried out, and no other overtakes its own."""
         asked: asyncio.Future[list[asyncio.Future[Outcome]]] = asyncio.get_running_loop().create_future()
         self._ahead.append((make, asked))
+        self._gathering.end()
         self._flush_soon()
         return await asyncio.gather(*await asked)
 
@@ -93,15 +101,14 @@ class Writer:
         if self._telling is not None:
             told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._awaiting.append(told)
-            self._rested.set()
+            self._pausing.end()
             await told
 
     async def _tell(self) -> None:
-        now = asyncio.get_running_loop().time
         try:
             while self._untold or self._awaiting:
-                if (wait := self._rests_until - now()) > 0 and not self._awaiting:
-                    await self._rest(wait)
+                if not self._awaiting:
+                    await self._pausing.over()
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
                 failures = await publish(self._layer, changes)
@@ -112,18 +119,9 @@ class Writer:
                 for told in awaiting:
                     if not told.done():
                         told.set_result(None)
-                self._rests_until = now() + self._pause
+                self._pausing.begin(self._pause)
         finally:
             self._telling = None
-
-    async def _rest(self, seconds: float) -> None:
-        """Until they have passed, or somebody waits for what is to be told."""
-        self._rested.clear()
-        timer = asyncio.get_running_loop().call_later(seconds, self._rested.set)
-        try:
-            await self._rested.wait()
-        finally:
-            timer.cancel()
 
     def _flush_soon(self) -> None:
         if self._flushing:
@@ -138,12 +136,17 @@ class Writer:
     async def _flush(self) -> None:
         try:
             while self._queue or self._ahead:
+                if not self._ahead:
+                    await self._gathering.over()
                 if self._ahead:
                     self._let_ahead()
+                if not self._store.at_once:
+                    self._gathering.begin(_SPACING)
                 batch = self._queue[:_MAX_BATCH]
                 del self._queue[:_MAX_BATCH]
                 if not batch:
                     continue
+                self._not_again = {write.client for write, _ in batch}
                 try:
                     outcomes = await self._apply([write for write, _ in batch])
                 except EphemeralStateError as error:
@@ -185,6 +188,34 @@ class Writer:
         self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
+
+
+class _Pause:
+    """From one thing to the next of its kind. It ends earlier where somebody cannot wait."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._ended = asyncio.Event()
+
+    def begin(self, seconds: float) -> None:
+        """From now on."""
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._ended.clear()
+
+    def end(self) -> None:
+        """Whoever waits for its end goes on."""
+        self._ended.set()
+
+    async def over(self) -> None:
+        """Wait until it is."""
+        loop = asyncio.get_running_loop()
+        if self._ended.is_set() or self._until <= loop.time():
+            return
+        timer = loop.call_at(self._until, self._ended.set)
+        try:
+            await self._ended.wait()
+        finally:
+            timer.cancel()
 
 
 def _again(error: EphemeralStateError) -> EphemeralStateError:

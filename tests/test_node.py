@@ -104,6 +104,64 @@ async def test_what_is_stored_right_after_others_were_told_is_told_together_unle
     assert layer.sent == 4
 
 
+def begin(node, *keys):
+    """Each by the client that has its name."""
+    return [node.begin(Set(key, TOPIC, key)) for key in keys]
+
+
+async def test_what_many_connections_set_gathers_until_all_of_the_last_batch_have_set_again(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*begin(node, "a", "b"))
+        waiting = begin(node, "c", "b")
+        await asyncio.sleep(0.02)
+        assert not any(done.done() for done in waiting)
+        await asyncio.gather(*waiting, *begin(node, "a"))
+    assert [[write.key for write in batch] for batch in node.store.batches] == [["a", "b"], ["c", "b", "a"]]
+
+
+async def test_those_who_wait_for_their_answers_do_not_wait_for_company(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+
+    async def person(key):
+        for _ in range(10):
+            await begin(node, key)[0]
+
+    async with asyncio.timeout(5):
+        await person("a")
+        await asyncio.gather(*(person(key) for key in "abc"))
+    assert [len(batch) for batch in node.store.batches] == [1] * 10 + [3] * 10
+
+
+@pytest.mark.parametrize(
+    "wait_for_nobody",
+    [
+        lambda node: node.write(Set("api", TOPIC, "k")),
+        lambda node: node.finish(Clear("b", TOPIC, "b")),
+        lambda node: node._writer.put_ahead(lambda: [Set("c", TOPIC, "k")]),
+    ],
+)
+async def test_what_cannot_wait_takes_along_those_who_can(node, monkeypatch, wait_for_nobody):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    async with asyncio.timeout(5):
+        await begin(node, "a")[0]
+        (waiting,) = begin(node, "b")
+        await settle()
+        assert len(node.store.batches) == 1
+        await wait_for_nobody(node)
+        await waiting
+    assert len(node.store.batches) == 2
+
+
+async def test_nobody_waits_longer_for_company_than_that(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 0.05)
+    await begin(node, "a")[0]
+    since = time.monotonic()
+    async with asyncio.timeout(5):
+        await begin(node, "b")[0]
+    assert time.monotonic() - since > 0.03
+
+
 @pytest.mark.parametrize("shared", [False, True])
 async def test_what_is_set_here_is_heard_without_the_layer_unless_others_write_to_the_store_too(layer, shared):
     class Store(MemoryStore):
