@@ -92,7 +92,7 @@ async def test_whoever_may_set_may_clear_and_whoever_may_subscribe_may_list(poli
     assert not await allowed(policy.can_list, me, "", "closed")
 
 
-@pytest.mark.parametrize("answer", [1, "yes", [True], object(), None, 0, "", False], ids=repr)
+@pytest.mark.parametrize("answer", [1, "yes", [True], object, None, 0, "", False], ids=repr)
 async def test_only_true_itself_is_a_yes(answer):
     async def later(scope):
         return answer
