@@ -46,16 +46,27 @@ class Connection:
         payload: object = b"",
         ttl: float | UntilDisconnect | None = None,
         grace: float | None = None,
+        *,
+        in_company: bool = False,
     ) -> None:
-        """Store and publish. Raises `ConnectionGone`, `InvalidPayload`, `InvalidTTL`, what `Limits` refuses,
-        `TooManyKeys` or `StoreUnavailable`; then nothing was stored."""
-        begun = self.begin(topic, key, encode_payload(payload), encode_ttl(ttl), encode_grace(grace))
+        """Store and publish. `in_company`: it can wait a few ms for what others write. Raises `ConnectionGone`,
+        `InvalidPayload`, `InvalidTTL`, what `Limits` refuses, `TooManyKeys` or `StoreUnavailable`; then nothing was
+        stored."""
+        what = encode_payload(payload), encode_ttl(ttl), encode_grace(grace)
+        begun = self.begin(topic, key, *what, in_company=in_company)
         outcome = await self._node.outcome(begun)
         if outcome.error is not None:
             raise outcome.error
 
     def begin(
-        self, topic: Topic, key: str, payload: bytes, ttl_ms: int | None, grace_ms: int = 0
+        self,
+        topic: Topic,
+        key: str,
+        payload: bytes,
+        ttl_ms: int | None,
+        grace_ms: int = 0,
+        *,
+        in_company: bool = False,
     ) -> asyncio.Future[Outcome]:
         """`set` for values that are encoded already, and for callers that do something else meanwhile. Raises what is
         wrong with it on its face; the outcome has the error that refused it later."""
@@ -63,7 +74,7 @@ class Connection:
         if self.ended:
             raise ConnectionGone("the connection has ended, nothing can be set in its name")
         self._node.store.limits.check(write)
-        return self._node.begin(write)
+        return self._node.begin(write, in_company=in_company)
 
     async def clear(self, topic: Topic, key: str) -> None:
         """Clear one's own key. After the end, when nothing is owned any more, it does nothing."""

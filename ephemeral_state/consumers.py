@@ -194,7 +194,8 @@ class EphemeralStateMixin(_Base):
         close frame with 1000 or 1001): if a new connection sets the key meanwhile, nobody hears of a clear. Raises an
         `EphemeralStateError`, and then nothing was stored or told.
         """
-        await self._ephemeral_connection().set(self._ephemeral_topic(topic), key, payload, ttl, grace)
+        connection = self._ephemeral_connection()
+        await connection.set(self._ephemeral_topic(topic), key, payload, ttl, grace, in_company=True)
 
     async def ephemeral_clear(self, topic: str, key: str) -> None:
         """Clear the key if this connection owns it."""
@@ -273,6 +274,7 @@ class SyncEphemeralStateMixin(_Base):
     ) -> None:
         """See `EphemeralStateMixin.ephemeral_set`."""
         where = self._ephemeral_topic(topic)
+        # Not in company: whoever waits here keeps the thread from all other sync code of the process.
         self._ephemeral_wait(lambda: self._ephemeral_connection().set(where, key, payload, ttl, grace))
 
     def ephemeral_clear(self, topic: str, key: str) -> None:
@@ -494,7 +496,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         lifetime = settings.limits.lifetime_ms(command.ttl_ms)
         # Before it is stored: if this is cancelled meanwhile, it is stored all the same.
         self._claims.add(topic, command.key, None if lifetime is None else lifetime / 1000)
-        outcome = connection.begin(topic, command.key, command.payload, command.ttl_ms, command.grace_ms)
+        what = command.payload, command.ttl_ms, command.grace_ms
+        outcome = connection.begin(topic, command.key, *what, in_company=True)
         await self._answers.promise(outcome, command.ref)
 
     # Revocation

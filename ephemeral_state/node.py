@@ -255,10 +255,10 @@ class Node:
         await self._told()
         return outcome
 
-    def begin(self, write: Write) -> asyncio.Future[Outcome]:
+    def begin(self, write: Write, *, in_company: bool = False) -> asyncio.Future[Outcome]:
         """`write` for a connection that does something else meanwhile. The future never fails: its outcome says what
-        became of the write."""
-        return self._writer.put(write, in_company=True)
+        became of the write. `in_company`: it can wait a few ms for what others write."""
+        return self._writer.put(write, in_company=in_company)
 
     async def outcome(self, done: asyncio.Future[Outcome]) -> Outcome:
         """Wait for what became of a write."""

@@ -11,7 +11,7 @@ from channels.layers import BaseChannelLayer
 from . import log, steps
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
-from .state import Change, Outcome, Write
+from .state import Change, Drop, Outcome, Write
 from .stores import Store
 from .tally import tally
 
@@ -27,8 +27,8 @@ _LONG_PAUSE: Final = 0.01  # the same where all who hear of it have most likely 
 class Writer:
     """While one batch is on its way to the store, new writes queue; when it returns, all that queued goes as the
     next one. So many writers share one round trip. Where they do not wait for each other's answers, they rarely meet
-    by themselves: a batch of those who can wait for company begins no sooner than `_SPACING` after the last, unless all
-    have come again of whom that was. So a lone writer, or a crowd that waits for its answers, goes on at once.
+    by themselves: a batch of those who can wait for company begins no sooner than `_SPACING` after the last of theirs,
+    unless all of that one have come again. So a lone writer, or a crowd that waits for its answers, goes on at once.
 
     What the batches changed is published the same way, beside the next batch and not before it: all changes that
     are waiting go at once, in the order in which they were stored. A change that comes right after others were
@@ -57,7 +57,8 @@ class Writer:
         self._flushing = False
         self._flushes: asyncio.Task[None] | None = None
         self._gathering = _Pause()
-        self._not_again: set[str] = set()  # clients of the last batch that have not written again
+        self._company: set[str] = set()  # who can wait for others, and has something in the queue
+        self._not_again: set[str] = set()  # of the company of the last batch, who has written nothing since
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
@@ -74,8 +75,12 @@ class Writer:
         return. `in_company`: where many write, it can wait a moment for others."""
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append((write, done))
-        self._not_again.discard(write.client)
-        if not in_company or not self._not_again:
+        if in_company and not self._store.at_once:
+            self._company.add(write.client)
+            self._not_again.discard(write.client)
+        elif isinstance(write, Drop):
+            self._company.discard(write.client)
+        if not (in_company and self._not_again):
             self._gathering.end()
         self._flush_soon()
         return done
@@ -136,17 +141,14 @@ class Writer:
     async def _flush(self) -> None:
         try:
             while self._queue or self._ahead:
-                if not self._ahead:
-                    await self._gathering.over()
+                await self._gathering.over()
                 if self._ahead:
                     self._let_ahead()
-                if not self._store.at_once:
-                    self._gathering.begin(_SPACING)
                 batch = self._queue[:_MAX_BATCH]
                 del self._queue[:_MAX_BATCH]
                 if not batch:
                     continue
-                self._not_again = {write.client for write, _ in batch}
+                self._gather_anew()
                 try:
                     outcomes = await self._apply([write for write, _ in batch])
                 except EphemeralStateError as error:
@@ -163,6 +165,12 @@ class Writer:
                     await self.published()
         finally:
             self._flushing = False
+
+    def _gather_anew(self) -> None:
+        if self._queue or not self._company:  # those have waited; or nobody was there who might come again
+            return
+        self._gathering.begin(_SPACING)
+        self._not_again, self._company = self._company, set()
 
     def _let_ahead(self) -> None:
         loop = asyncio.get_running_loop()

@@ -22,7 +22,7 @@ from channels.generic.websocket import (
 from channels.layers import get_channel_layer
 from channels.testing import HttpCommunicator, WebsocketCommunicator
 
-from ephemeral_state import api
+from ephemeral_state import api, writer
 from ephemeral_state.broadcast import group_name
 from ephemeral_state.consumers import EphemeralStateConsumer, EphemeralStateMixin, SyncEphemeralStateMixin
 from ephemeral_state.errors import ConnectionGone, NotAccepted, NotConfigured
@@ -202,6 +202,19 @@ async def test_namespaces_do_not_mix(topic: str, kind: str) -> None:
         assert [entry.key for entry in await api.alist(topic, namespace="a")] == ["k"]
         assert await api.alist(topic, namespace="b") == []
         assert await api.alist(topic) == []
+
+
+async def test_a_sync_handler_does_not_keep_its_thread_while_it_waits_for_the_sets_of_others(
+    settings: Any, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_node.SlowStore"}
+    monkeypatch.setattr(writer, "_SPACING", 60.0)
+    async with watching("sync", topic) as ann, watching("sync", topic) as bob:
+        await ann.frame()
+        await bob.frame()
+        for number in range(6):
+            (ann, bob)[number % 2].do("set", topic=topic, key=f"{number}")
+            assert (await ann.frame())["key"] == f"{number}"
 
 
 async def test_any_channel_may_join_the_group_of_a_topic(topic: str) -> None:

@@ -105,8 +105,13 @@ async def test_what_is_stored_right_after_others_were_told_is_told_together_unle
 
 
 def begin(node, *keys):
-    """Each by the client that has its name."""
-    return [node.begin(Set(key, TOPIC, key)) for key in keys]
+    """Each by the client that has its name, and can wait for company."""
+    return [node.begin(Set(key, TOPIC, key), in_company=True) for key in keys]
+
+
+def batches(node):
+    """Who wrote in each."""
+    return [[write.client for write in batch] for batch in node.store.batches]
 
 
 async def test_what_many_connections_set_gathers_until_all_of_the_last_batch_have_set_again(node, monkeypatch):
@@ -117,7 +122,7 @@ async def test_what_many_connections_set_gathers_until_all_of_the_last_batch_hav
         await asyncio.sleep(0.02)
         assert not any(done.done() for done in waiting)
         await asyncio.gather(*waiting, *begin(node, "a"))
-    assert [[write.key for write in batch] for batch in node.store.batches] == [["a", "b"], ["c", "b", "a"]]
+    assert batches(node) == [["a", "b"], ["c", "b", "a"]]
 
 
 async def test_those_who_wait_for_their_answers_do_not_wait_for_company(node, monkeypatch):
@@ -130,36 +135,92 @@ async def test_those_who_wait_for_their_answers_do_not_wait_for_company(node, mo
     async with asyncio.timeout(5):
         await person("a")
         await asyncio.gather(*(person(key) for key in "abc"))
-    assert [len(batch) for batch in node.store.batches] == [1] * 10 + [3] * 10
+    assert batches(node) == [["a"]] * 10 + [["a", "b", "c"]] * 10
 
 
 @pytest.mark.parametrize(
-    "wait_for_nobody",
+    ("wait_for_nobody", "together"),
     [
-        lambda node: node.write(Set("api", TOPIC, "k")),
-        lambda node: node.finish(Clear("b", TOPIC, "b")),
-        lambda node: node._writer.put_ahead(lambda: [Set("c", TOPIC, "k")]),
+        (lambda node: node.write(Set("api", TOPIC, "k")), ["b", "api"]),
+        (lambda node: node.finish(Clear("b", TOPIC, "b")), ["b", "b"]),
+        (lambda node: node.finish(Drop("b")), ["b", "b"]),
+        (lambda node: node._writer.put_ahead(lambda: [Set("ahead", TOPIC, "k")]), ["ahead", "b"]),
     ],
+    ids=["api", "clear", "drop", "ahead"],
 )
-async def test_what_cannot_wait_takes_along_those_who_can(node, monkeypatch, wait_for_nobody):
+async def test_what_cannot_wait_takes_along_those_who_can(node, monkeypatch, wait_for_nobody, together):
     monkeypatch.setattr(writer_module, "_SPACING", 60.0)
     async with asyncio.timeout(5):
         await begin(node, "a")[0]
         (waiting,) = begin(node, "b")
         await settle()
-        assert len(node.store.batches) == 1
+        assert batches(node) == [["a"]]
         await wait_for_nobody(node)
         await waiting
-    assert len(node.store.batches) == 2
+    assert batches(node) == [["a"], together]
 
 
-async def test_nobody_waits_longer_for_company_than_that(node, monkeypatch):
+async def test_nobody_waits_for_those_who_have_left_or_do_not_wait_themselves(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*begin(node, "a"), node.begin(Drop("a")))
+        await begin(node, "b")[0]
+        await node.write(Set("api", TOPIC, "k"))
+        await begin(node, "c")[0]
+    assert batches(node) == [["a", "a"], ["b"], ["api"], ["c"]]
+
+
+async def test_what_is_too_much_for_one_batch_waits_for_nobody(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    monkeypatch.setattr(writer_module, "_MAX_BATCH", 2)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*begin(node, *"abcde"))
+        await asyncio.gather(*(node.finish(Drop(key)) for key in "abcde"))
+        assert [len(batch) for batch in node.store.batches] == [2, 2, 1] * 2
+        await node._writer.put_ahead(lambda: [Set("c", TOPIC, key) for key in "abcde"])
+
+
+async def test_nobody_waits_longer_for_company_than_the_spacing(node, monkeypatch):
     monkeypatch.setattr(writer_module, "_SPACING", 0.05)
-    await begin(node, "a")[0]
     since = time.monotonic()
+    await begin(node, "a")[0]
     async with asyncio.timeout(5):
         await begin(node, "b")[0]
-    assert time.monotonic() - since > 0.03
+    assert time.monotonic() - since > 0.045
+
+
+async def test_a_store_that_answers_at_once_gathers_nothing(layer, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    node = Node(Settings(), MemoryStore(Limits()))
+    assert all(done.done() for key in "aba" for done in begin(node, key))
+    assert not node._writer._company
+    await node._writer.published()
+
+
+async def test_a_connection_that_ends_while_its_set_gathers_leaves_nothing(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 60.0)
+    async with asyncio.timeout(5):
+        ann, bob = (Connection(name, node, Direct(None, None)) for name in ("ann", "bob"))
+        await ann.begin(TOPIC, "a", b"", 0, in_company=True)
+        gathering = bob.begin(TOPIC, "b", b"", 0, in_company=True)
+        await settle()
+        assert not gathering.done()
+        await bob.end(abnormal=True)
+        assert gathering.done()
+        assert await live(node) == {"a": "ann"}
+        await ann.end(abnormal=False)
+    assert node.idle
+
+
+async def test_what_gathers_while_the_store_is_down_is_refused_each_by_itself(node, monkeypatch):
+    monkeypatch.setattr(writer_module, "_SPACING", 0.02)
+    node.store.down = True
+    outcomes = await asyncio.gather(*begin(node, "a"), *begin(node, "b"))
+    outcomes += await asyncio.gather(*begin(node, "c"))
+    assert [type(outcome.error) for outcome in outcomes] == [StoreUnavailable] * 3
+    assert len({id(outcome.error) for outcome in outcomes}) == 3
+    node.store.down = False
+    assert (await begin(node, "d")[0]).error is None
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -579,7 +640,8 @@ async def test_a_lease_is_not_given_back_for_whoever_has_joined_meanwhile(layer)
             await resign(*args)
 
         ann = Connection("ann", node, Direct(None, None))
-        await until(lease)
+        # It is given back by whoever owes nothing, and knows that it has one.
+        await until(lambda: lease() and node._lease._before is not None and node._restoring is None)
         node.store.resign = late
         await ann.end(abnormal=False)
         assert lease() is not None
