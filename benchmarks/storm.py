@@ -17,6 +17,7 @@ from tests.redis_server import RedisServer
 
 SOCKETS, OWNERS, KEYS = 200, 50, 5
 OF_SOCKETIO = 0.5
+OF_BARE = 1.2
 COLUMNS = (
     Column("last ms", "last_ms"),
     Column("missing", "missing"),
@@ -39,6 +40,10 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
                 if server == "uvicorn":
                     ratio = comparison.ratio("last_ms", ours, SOCKETIO)
                     made.append(Aim(f"{ours.name}: time × {SOCKETIO.name}", ratio, OF_SOCKETIO, at_least=False))
+                if not variant:  # 250 frames for each, which no application sends faster than the server takes them
+                    bare = Contender(server, "-", "bare")
+                    ratio = comparison.ratio("last_ms", ours, bare)
+                    made.append(Aim(f"{ours.name}: time × {bare.name}", ratio, OF_BARE, at_least=False))
     return made
 
 
