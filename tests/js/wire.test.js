@@ -99,3 +99,25 @@ test("a payload is read as JSON, as bytes, or not at all", () => {
   assert.deepEqual(read("no base64!"), [undefined, []]);
   assert.deepEqual(told(view.apply({ _orama: "ephemeral.clear", key: "k", reason: "expired" })[0]), ["clear", "k", "expired"]);
 });
+
+test("a time to live that was said holds until the key is set again, in whatever frame", () => {
+  const view = new View("t", new Set(), () => 1_000_000);
+  const typing = { key: "typing", client_id: "c", payload: "MQ==" };
+  const snapshot = { _orama: "ephemeral.snapshot", entries: [{ ...typing, expires_in_ms: 5000, n: 1 }] };
+  const frames = [
+    { _orama: "ephemeral.set", ...typing },
+    { _orama: "ephemeral.batch", events: [[1, "MQ=="]] },
+    { _orama: "ephemeral.batch", events: [["typing", "MQ==", "c", 1]] },
+  ];
+  view.apply(snapshot);
+  const entry = view.entries.get("typing");
+  for (const frame of frames) {
+    view.apply(snapshot);
+    assert.equal(entry.expires, 1_005_000);
+    assert.deepEqual(view.apply(frame), []); // nobody sees a difference
+    assert.equal(entry.expires, undefined);
+  }
+  view.apply({ ...snapshot, entries: [{ ...typing, expires_in_ms: null }] });
+  assert.equal(entry.expires, null);
+  assert.equal(view.entries.get("typing"), entry);
+});

@@ -213,7 +213,7 @@ export class View {
     const expires = typeof left === "number" ? this.now() + left : left;
     const before = this.entries.get(key);
     if (before?.is(owner, payload)) {
-      if (expires !== undefined) before.expires = expires;
+      before.expires = expires; // also to undefined: it was set again, and until when is not said
       return [];
     }
     const entry = new Entry(key, owner, payload, expires, this);
