@@ -231,6 +231,62 @@ test("what cannot be set is said and not thrown", async () => {
   assert.equal(warnings.length, 3);
 });
 
+/** Values that have no text, or none in JSON. */
+const ODD = [5n, Symbol("x"), Object.create(null), () => {}, { toJSON: () => { throw Object.create(null); } }];
+
+test("a topic that cannot be is said and not thrown, is denied, and keeps no other from being followed", async () => {
+  const state = connect();
+  const changes = [];
+  for (const name of ["", undefined, null, 7, NaN, ...ODD]) {
+    const room = state.topic(name);
+    assert.equal(state.topic(name), room);
+    assert.deepEqual([room.status, room.stale, room.entries.size, typeof room.name], ["denied", false, 0, "string"]);
+    room.subscribe((change) => changes.push(change));
+    room.set("k", 1);
+    room.clear("k");
+    for await (const change of room) changes.push(change); // ends at once
+    room.use()();
+    room.leave();
+  }
+  const count = 5 + ODD.length;
+  assert.deepEqual(state.problems, Array(count).fill("name_required"));
+  const room = state.topic("room:1"); // all this before there was a connection
+  await until(() => room.status === "live");
+  assert.equal(state.status, "live");
+  state.topic(["room:2"]).leave();
+  room.set("k", 1);
+  await until(() => verbs().some(([verb]) => verb === "set"));
+  assert.deepEqual(verbs(), [["subscribe", undefined], ["set", "k"]]);
+  assert.deepEqual([state.problems.length, changes, warnings.length], [count + 1, [], 1]);
+});
+
+test("an option of a topic that cannot be is said, and the topic is followed without it", async () => {
+  const state = connect();
+  const cases = [null, 7, "x", ...ODD.slice(0, 2), ...[-1, 0, NaN, "20", {}, ...ODD].map((maxRate) => ({ maxRate })),
+    ...["no", 0, ...ODD].map((subscribe) => ({ subscribe })), { maxRate: null, subscribe: null }, { maxRate: 5, subscribe: true }];
+  for (const [at, options] of cases.entries()) state.topic(`room:${at}`, options);
+  await until(() => state.status === "live");
+  const asked = server.got.map(({ topic, batch, max_rate }) => [topic, batch, max_rate]);
+  assert.deepEqual(asked, cases.map((_, at) => [`room:${at}`, true, at === cases.length - 1 ? 5 : undefined]));
+  assert.deepEqual(state.problems, Array(cases.length - 3).fill("bad_option"));
+  assert.deepEqual(warnings.length, 1);
+  assert.match(warnings[0], /bad_option: the options of a topic are an object, not 7 \("room:1"\)/);
+});
+
+test("whatever a key or an option is, it is said and not thrown", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  for (const odd of ODD) {
+    room.set(odd, 1);
+    room.set(odd, 1, { ttl: odd });
+    room.clear(odd);
+    for (const options of [{ ttl: odd }, { grace: odd }, { throttle: odd }]) room.set("k", 1, options);
+  }
+  room.set("k", ODD.at(-1)); // its toJSON throws what has no text
+  assert.equal(state.problems.length, 6 * ODD.length + 1);
+  assert.equal(warnings.length, 3);
+});
+
 test("values go as JSON, bytes as they are", async () => {
   const state = connect();
   const room = state.topic("room:1");

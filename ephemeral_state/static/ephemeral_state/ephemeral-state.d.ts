@@ -80,7 +80,7 @@ export class Session {
     clientId: string | null;
     open: boolean;
     now: () => number;
-    /** @param {string} name @param {TopicOptions} [options] */
+    /** What cannot be a name is denied here, and no server is asked. @param {string} name @param {TopicOptions} [options] */
     follow(name: string, options?: TopicOptions): Line;
     /** @param {string} name */
     leave(name: string): void;
@@ -167,7 +167,11 @@ export class EphemeralState extends EventTarget {
     get status(): Status;
     /** One's own `client_id`; null until a server has said it. */
     get clientId(): string | null;
-    /** The topic of this name, the same object for the same name. @param {string} name @param {TopicOptions} [options] */
+    /**
+     * The topic of this name, the same object for the same name. One whose name is empty or no text is `denied` and stays
+     * empty; an option that cannot be is as if left out.
+     * @param {string} name @param {TopicOptions} [options]
+     */
     topic(name: string, options?: TopicOptions): Topic;
     /** Send a frame of the application's own. @param {any} frame @returns {boolean} whether it could be sent */
     send(frame: any): boolean;
@@ -209,8 +213,8 @@ export type Change = {
     reason: Reason;
 };
 /**
- * What went wrong. `code` is one of the server's, or `unreachable`, `bad_url`, `bad_server_frame`, `unknown_frame`,
- * `revoked`, `refused_too_often`.
+ * What went wrong. `code` is one of the server's, or `unreachable`, `bad_url`, `bad_option`, `bad_server_frame`,
+ * `unknown_frame`, `revoked`, `refused_too_often`.
  */
 export type Problem = {
     code: string;

@@ -31,8 +31,8 @@
  */
 
 /**
- * What went wrong. `code` is one of the server's, or `unreachable`, `bad_url`, `bad_server_frame`, `unknown_frame`,
- * `revoked`, `refused_too_often`.
+ * What went wrong. `code` is one of the server's, or `unreachable`, `bad_url`, `bad_option`, `bad_server_frame`,
+ * `unknown_frame`, `revoked`, `refused_too_often`.
  * @typedef {{ code: string, message: string, topic?: string, key?: string, retryAfter?: number }} Problem
  */
 
@@ -277,11 +277,12 @@ export class Session {
     this.now = on.now ?? Date.now;
   }
 
-  /** @param {string} name @param {TopicOptions} [options] */
+  /** What cannot be a name is denied here, and no server is asked. @param {string} name @param {TopicOptions} [options] */
   follow(name, options = {}) {
     const view = new View(name, this.ids, this.now);
     /** @type {Line} */
     const line = { view, options, wants: new Map(), lastSent: new Map(), state: "new", due: 0, plain: false, seen: false };
+    if (!isName(name)) return Object.assign(line, { state: "denied" });
     this.lines.set(name, line);
     if (this.open) this.#subscribe(name, line);
     return line;
@@ -599,7 +600,7 @@ export class Topic {
 
   /** @param {string} name @param {EphemeralState} state @param {Session} session @param {TopicOptions} options */
   constructor(name, state, session, options) {
-    this.name = name;
+    this.name = printed(name);
     /** The connection that it belongs to. */
     this.state = state;
     this.#session = session;
@@ -627,14 +628,14 @@ export class Topic {
   set(key, value, options) {
     const { ttl, grace, throttle } = (options ??= {});
     if (ttl !== undefined && ttl !== null && !(Number.isFinite(ttl) && ttl > 0))
-      return this.#wrong("ttl_invalid", `ttl is a number of seconds above 0, not ${ttl}`, key);
+      return this.#wrong("ttl_invalid", `ttl is a number of seconds above 0, not ${printed(ttl)}`, key);
     if (![grace ?? 0, throttle ?? 0].every((number) => Number.isFinite(number) && number >= 0))
       return this.#wrong("ttl_invalid", "grace and throttle are numbers from 0", key);
     let payload;
     try {
       payload = encode(value);
     } catch (error) {
-      return this.#wrong("payload_invalid", `the value is not JSON: ${error}`, key);
+      return this.#wrong("payload_invalid", `the value is not JSON: ${printed(error)}`, key);
     }
     if (!this.#named(key)) return;
     this.#session.set(this.name, key, payload, options);
@@ -714,14 +715,14 @@ export class Topic {
   /** @param {string} key */
   #named(key) {
     if (this.#session.lines.get(this.name) !== this.#line) return false; // left
-    if (typeof key === "string" && key) return true;
-    this.#wrong("name_required", "a key is text, and not empty", String(key));
+    if (isName(key)) return true;
+    this.#wrong("name_required", "a key is text, and not empty", key);
     return false;
   }
 
   /** @param {string} code @param {string} message @param {string} key */
   #wrong(code, message, key) {
-    this.state._problem({ code, message, topic: this.name, key });
+    this.state._problem({ code, message, topic: this.name, key: printed(key) });
   }
 }
 
@@ -789,15 +790,33 @@ export class EphemeralState extends EventTarget {
     return this.#session.clientId;
   }
 
-  /** The topic of this name, the same object for the same name. @param {string} name @param {TopicOptions} [options] */
-  topic(name, options = {}) {
+  /**
+   * The topic of this name, the same object for the same name. One whose name is empty or no text is `denied` and stays
+   * empty; an option that cannot be is as if left out.
+   * @param {string} name @param {TopicOptions} [options]
+   */
+  topic(name, options) {
     let topic = this.#topics.get(name);
     if (!topic) {
-      topic = new Topic(name, this, this.#session, options);
+      if (!isName(name)) this._problem({ code: "name_required", message: "a topic's name is text, and not empty", topic: printed(name) });
+      topic = new Topic(name, this, this.#session, this.#possible(printed(name), options));
       this.#topics.set(name, topic);
       this.#update();
     }
     return topic;
+  }
+
+  /** The options that a server would take; of others it is said why not. @param {string} topic @param {any} options @returns {TopicOptions} */
+  #possible(topic, options) {
+    const { maxRate, subscribe } = Object(options);
+    const wrong = (/** @type {string} */ what, /** @type {any} */ value) =>
+      this._problem({ code: "bad_option", message: `${what}, not ${printed(value)}`, topic });
+    if (typeof (options ?? {}) !== "object") wrong("the options of a topic are an object", options);
+    const bounded = typeof maxRate === "number" && maxRate > 0;
+    if (!bounded && (maxRate ?? null) !== null) wrong("maxRate is a number above 0", maxRate);
+    const said = typeof subscribe === "boolean";
+    if (!said && (subscribe ?? null) !== null) wrong("subscribe is true or false", subscribe);
+    return { ...(bounded && { maxRate }), ...(said && { subscribe }) };
   }
 
   /** Send a frame of the application's own. @param {any} frame @returns {boolean} whether it could be sent */
@@ -806,7 +825,7 @@ export class EphemeralState extends EventTarget {
     try {
       this.#socket.send(JSON.stringify(frame));
     } catch (error) {
-      this._problem({ code: "payload_invalid", message: `the frame is not JSON: ${error}` });
+      this._problem({ code: "payload_invalid", message: `the frame is not JSON: ${printed(error)}` });
       return false;
     }
     return true;
@@ -834,7 +853,7 @@ export class EphemeralState extends EventTarget {
     } catch (error) {
       this.#halted = "told"; // it would be refused the next time too
       // Not at once: nobody can listen before the constructor has returned.
-      queueMicrotask(() => this._problem({ code: "bad_url", message: `cannot connect to ${this.#url}: ${error}` }));
+      queueMicrotask(() => this._problem({ code: "bad_url", message: `cannot connect to ${printed(this.#url)}: ${printed(error)}` }));
       return;
     }
     this.#socket = socket;
@@ -1011,6 +1030,20 @@ export class EphemeralState extends EventTarget {
     const handler = this[`on${type}`];
     if (handler) guarded(() => handler.call(this, event));
     this.dispatchEvent(event);
+  }
+}
+
+/** Whether a topic or a key can be called so, as far as that can be known here. @param {unknown} name @returns {name is string} */
+function isName(name) {
+  return typeof name === "string" && name !== "";
+}
+
+/** Any value as text for a person; some have none. @param {unknown} value */
+function printed(value) {
+  try {
+    return String(value);
+  } catch {
+    return typeof value;
   }
 }
 
