@@ -403,7 +403,9 @@ function sockets() {
   class Socket {
     constructor() { made.push(this); }
     send() {}
-    close() { this.closed = true; }
+    close(code) { Object.assign(this, { closed: true, code }); }
+    tell(kind, fields) { this.onmessage({ data: JSON.stringify({ _orama: `ephemeral.${kind}`, ...fields }) }); }
+    welcome(topic) { this.onopen(), this.tell("hello", { client_id: `client ${made.length}` }), this.tell("snapshot", { topic, entries: [] }); }
   }
   return [made, Socket];
 }
@@ -438,6 +440,47 @@ test("a handshake that is never answered is given up, and tried again later", as
   state.close();
 });
 
+test("a connection that is cut every 60 s is back each time after the first wait, and nothing is said but the status", (t) => {
+  const [made, Socket] = sockets();
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const state = connect({ WebSocket: Socket, minDelay: 500, maxDelay: 15_000, random: () => 1 }); // always the longest wait
+  const room = state.topic("room:1");
+  made[0].welcome("room:1");
+  for (let cut = 1; cut <= 5; cut++) {
+    for (let second = 0; second < 60; second += 10) t.mock.timers.tick(10_000), made.at(-1).tell("ping");
+    assert.deepEqual([room.status, made.length], ["live", cut]);
+    made.at(-1).onclose({ code: 1006, reason: "" });
+    assert.equal(room.status, "stale");
+    t.mock.timers.tick(499);
+    assert.equal(made.length, cut);
+    t.mock.timers.tick(1);
+    assert.equal(made.length, cut + 1);
+    made.at(-1).welcome("room:1");
+  }
+  assert.deepEqual(state.statuses, ["connecting", "live", ...Array(5).fill(["stale", "live"]).flat()]);
+  assert.deepEqual([state.problems, warnings], [[], []]);
+  state.close();
+});
+
+test("a connection that does not hold is tried again later each time", (t) => {
+  const [made, Socket] = sockets();
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const state = connect({ WebSocket: Socket, minDelay: 500, maxDelay: 15_000, random: () => 1 });
+  state.topic("room:1");
+  for (const wait of [500, 1000, 2000, 4000, 8000, 15_000, 15_000]) {
+    const count = made.length;
+    made.at(-1).welcome("room:1");
+    t.mock.timers.tick(9000);
+    made.at(-1).onclose({ code: 1006, reason: "" });
+    t.mock.timers.tick(wait - 1);
+    assert.equal(made.length, count);
+    t.mock.timers.tick(1);
+    assert.equal(made.length, count + 1);
+  }
+  assert.deepEqual([state.problems, warnings], [[], []]);
+  state.close();
+});
+
 test("whoever was sent away for too much comes back later than otherwise", async (t) => {
   const [made, Socket] = sockets();
   t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
@@ -449,6 +492,105 @@ test("whoever was sent away for too much comes back later than otherwise", async
   assert.equal(made.length, 1);
   t.mock.timers.tick(200);
   assert.equal(made.length, 2);
+  state.close();
+});
+
+/** What the client needs of a browser's page; `happens` is one of its events. */
+function pageWith(t) {
+  const before = new Map(["document", "addEventListener", "removeEventListener"].map((name) => [name, globalThis[name]]));
+  const where = new EventTarget();
+  const document = Object.assign(new EventTarget(), { hidden: false });
+  const listen = { addEventListener: where.addEventListener.bind(where), removeEventListener: where.removeEventListener.bind(where) };
+  Object.assign(globalThis, { document, ...listen });
+  t.after(() => {
+    for (const [name, value] of before) value === undefined ? delete globalThis[name] : (globalThis[name] = value);
+  });
+  return {
+    happens: (type, fields) => where.dispatchEvent(Object.assign(new Event(type), fields)),
+    shown: (shown) => (document.hidden = !shown, document.dispatchEvent(new Event("visibilitychange"))),
+  };
+}
+
+/** A page with a live topic, on sockets and a clock on which nothing happens by itself; its server pings. */
+function live(t) {
+  const [made, Socket] = sockets();
+  t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  const page = pageWith(t);
+  const state = connect({ WebSocket: Socket, minDelay: 500, random: () => 1 });
+  const room = state.topic("room:1");
+  made[0].welcome("room:1");
+  made[0].tell("ping");
+  return { page, made, state, room };
+}
+
+test("after sleep there is a new connection as soon as the page is looked at", (t) => {
+  const { page, made, state, room } = live(t);
+  page.shown(false);
+  t.mock.timers.setTime(1_000_000 + 29_000);
+  page.shown(true);
+  assert.deepEqual([made.length, room.status], [1, "live"]); // a server may be silent so long
+  page.shown(false);
+  t.mock.timers.setTime(1_000_000 + 31_000); // no timer has run: the machine slept
+  assert.deepEqual([made.length, room.status], [1, "live"]);
+  page.shown(true);
+  assert.deepEqual([made.length, room.status, made[0].code], [2, "stale", 4001]);
+  page.shown(true);
+  assert.equal(made.length, 2); // it has just been made
+  made[1].welcome("room:1");
+  assert.deepEqual(state.statuses, ["connecting", "live", "stale", "live"]);
+  assert.deepEqual(state.problems, []);
+  state.close();
+});
+
+test("a wait is over when the page is looked at, or the network is back", (t) => {
+  const { page, made, state } = live(t);
+  made[0].onclose({ code: 1006, reason: "" });
+  page.shown(false);
+  assert.equal(made.length, 1);
+  page.shown(true);
+  assert.equal(made.length, 2);
+  made[1].welcome("room:1");
+  page.happens("offline");
+  assert.deepEqual([state.status, made[1].code], ["offline", 4001]);
+  page.shown(true);
+  t.mock.timers.tick(60_000);
+  assert.equal(made.length, 2);
+  page.happens("online");
+  assert.equal(made.length, 3);
+  made[2].welcome("room:1");
+  t.mock.timers.tick(20_000); // and no second one, of a wait that was cut short
+  assert.deepEqual([made.length, state.statuses.slice(2)], [3, ["stale", "live", "offline", "stale", "live"]]);
+  state.close();
+});
+
+test("a page that is left says goodbye, and is back at once when it is shown again", (t) => {
+  const { page, made, state, room } = live(t);
+  page.happens("pagehide", { persisted: true });
+  assert.deepEqual([state.status, room.status, room.stale, made[0].code], ["offline", "offline", true, 1000]);
+  t.mock.timers.setTime(1_000_000 + 3_600_000); // kept as it was, without a timer
+  page.happens("pageshow", { persisted: true });
+  assert.deepEqual([made.length, state.status], [2, "stale"]);
+  made[1].welcome("room:1");
+  assert.deepEqual([state.statuses.slice(1), state.problems], [["live", "offline", "stale", "live"], []]);
+  page.happens("pageshow", { persisted: false }); // as every page hears it once
+  assert.equal(made.length, 2);
+  state.close();
+});
+
+test("what the page has closed stays closed, whatever happens to the page", (t) => {
+  const { page, made, state } = live(t);
+  const everything = () => {
+    for (const type of ["pagehide", "pageshow", "offline", "online"]) page.happens(type);
+    for (const shown of [false, true]) page.shown(shown);
+  };
+  state.close();
+  everything();
+  assert.deepEqual([made.length, state.status], [1, "offline"]);
+  state.connect();
+  made[1].onclose({ code: 4403, reason: "" });
+  everything();
+  t.mock.timers.tick(60_000);
+  assert.deepEqual([made.length, state.status], [2, "offline"]);
   state.close();
 });
 
