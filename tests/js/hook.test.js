@@ -24,7 +24,7 @@ globalThis.navigator ??= window.navigator;
 globalThis.IS_REACT_ACT_ENVIRONMENT = true;
 after(() => window.close());
 
-const { act, createElement: h, StrictMode } = await import("react");
+const { act, createElement: h, StrictMode, useLayoutEffect } = await import("react");
 const { createRoot } = await import("react-dom/client");
 const { renderToString } = await import("react-dom/server");
 const hook = new URL("../../ephemeral_state/static/ephemeral_state/ephemeral-react.js", import.meta.url);
@@ -97,6 +97,30 @@ test("two components share a topic; another name is another topic", async () => 
   ]);
   await act(async () => made.root.unmount());
   made.state.close();
+});
+
+test("under another name or state nothing of the last one is shown, not even once", async (t) => {
+  const [made, other] = [world(), world()];
+  t.after(() => [made, other].forEach(({ state }) => state.close()));
+  const shown = [];
+  const Names = ({ state, name }) => {
+    const { entries, status, room } = useTopic(state, name);
+    useLayoutEffect(() => void shown.push([room?.name, made.main.textContent])); // as it is committed
+    return h("p", null, `${status}: ${[...entries.values()].map(({ value }) => value).join(", ")}`);
+  };
+  await made.render(h(Names, { state: made.state, name: "room:1" }));
+  await act(async () => made.socket.onopen());
+  await made.hear("snapshot", { entries: [{ key: "a", client_id: "c", payload: base64("Ann") }] });
+  assert.deepEqual(shown.at(-1), ["room:1", "live: Ann"]);
+  shown.length = 0;
+  await made.render(h(Names, { state: made.state, name: "room:2" }));
+  await made.hear("snapshot", { topic: "room:2", entries: [{ key: "b", client_id: "c", payload: base64("Bob") }] });
+  await made.render(h(Names, { state: other.state, name: "room:2" }));
+  assert.deepEqual(shown, [
+    [undefined, "connecting: "], ["room:2", "connecting: "], ["room:2", "live: Bob"],
+    [undefined, "connecting: "], ["room:2", "connecting: "],
+  ]);
+  await act(async () => made.root.unmount());
 });
 
 test("on a server it sees nothing and connects to nothing", () => {

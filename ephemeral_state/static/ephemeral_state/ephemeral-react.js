@@ -4,7 +4,7 @@
  * @module
  */
 
-import { useCallback, useEffect, useRef, useSyncExternalStore } from "react";
+import { useMemo, useRef, useSyncExternalStore } from "react";
 
 /** @typedef {import("./ephemeral-state.js").EphemeralState} EphemeralState */
 /** @typedef {import("./ephemeral-state.js").Entry} Entry */
@@ -30,35 +30,36 @@ const NOTHING = { entries: new Map(), status: "connecting", room: null };
  * @returns {Seen}
  */
 export function useTopic(state, name, options) {
-  const seen = useRef(NOTHING);
   const first = useRef(options);
-  const subscribe = useCallback(
-    (/** @type {() => void} */ changed) => {
+  // What was seen belongs to this state and this name: under another name there is nothing until it is looked at.
+  const { subscribe, look } = useMemo(() => {
+    let seen = NOTHING;
+    const subscribe = (/** @type {() => void} */ changed) => {
       if (!state) return () => {};
       const room = state.topic(name, first.current);
       const letGo = room.use();
       let waiting = false;
-      const look = () => {
+      const told = () => {
         // Once for all changes of a frame, and of several frames that come together.
         if (waiting) return;
         waiting = true;
         queueMicrotask(() => {
           waiting = false;
-          seen.current = { entries: new Map(room.entries), status: room.status, room };
+          seen = { entries: new Map(room.entries), status: room.status, room };
           changed();
         });
       };
-      const stop = room.subscribe(look);
-      state.addEventListener("status", look);
-      look();
+      const stop = room.subscribe(told);
+      state.addEventListener("status", told);
+      told();
       return () => {
         stop();
-        state.removeEventListener("status", look);
+        state.removeEventListener("status", told);
         letGo();
+        seen = NOTHING;
       };
-    },
-    [state, name],
-  );
-  useEffect(() => () => void (seen.current = NOTHING), [state, name]);
-  return useSyncExternalStore(subscribe, () => seen.current, () => NOTHING);
+    };
+    return { subscribe, look: () => seen };
+  }, [state, name]);
+  return useSyncExternalStore(subscribe, look, () => NOTHING);
 }
