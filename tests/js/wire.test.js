@@ -49,7 +49,11 @@ for (const { name, text } of wire("frames"))
     there.session.follow("room:1");
     there.session.opened();
     assert.equal(there.session.received(JSON.parse(text)), true);
-    assert.deepEqual(there.problems.map(({ code }) => code), JSON.parse(text).code ? ["forbidden"] : []);
+    const { _orama, code } = JSON.parse(text);
+    const said = { "ephemeral.error": [code], "ephemeral.revoked": ["revoked"] }[_orama] ?? [];
+    assert.deepEqual(there.problems.map(({ code }) => code), said);
+    const answers = _orama === "ephemeral.ping" ? wire("commands").filter(({ pong }) => pong).map(({ text }) => JSON.parse(text)) : [];
+    assert.deepEqual(there.sent.slice(1), answers);
   });
 
 for (const row of wire("commands").filter(({ call }) => call))
@@ -76,13 +80,37 @@ for (const row of wire("commands").filter(({ call }) => call))
     assert.deepEqual(frame, expected);
   });
 
-for (const row of wire("subscribe").filter(({ error }) => !error))
-  test(`a subscription of the fixture can be asked for: ${row.name}`, () => {
-    if (row.fields.batch !== true) return; // the client always takes batches
+const asks = (text) => {
+  const { _orama, ...fields } = JSON.parse(text);
+  return [{ verb: _orama.replace("ephemeral.", ""), ...fields }];
+};
+const neither = wire("subscribe").find(({ name }) => name === "neither");
+
+for (const row of wire("subscribe").filter(({ call }) => call))
+  test(`a topic is asked for as the fixture has it, and of an old server without: ${row.name}`, () => {
     const there = new Wire();
-    there.session.follow("room:1", { maxRate: row.fields.max_rate });
+    there.session.follow("room:1", row.call);
     there.session.opened();
-    assert.deepEqual(there.taken(), [{ verb: "subscribe", topic: "room:1", ...row.fields }]);
+    assert.deepEqual(there.taken(), asks(row.text));
+    there.hear("error", { code: "bad_frame", message: "", ref: there.refs[0] });
+    assert.deepEqual(there.taken(), asks(neither.text));
+  });
+
+for (const row of wire("subscribe").filter(({ error, text }) => error && JSON.parse(text).max_rate !== undefined))
+  test(`a rate that the server refuses is never asked for: ${row.name}`, (t) => {
+    t.mock.method(console, "warn", () => {});
+    const sent = [];
+    class Socket {
+      constructor() { queueMicrotask(() => this.onopen()); }
+      send = (text) => sent.push(JSON.parse(text).max_rate);
+      close() {}
+    }
+    const state = new EphemeralState("ws://x/", { WebSocket: Socket });
+    state.topic("room:1", { maxRate: JSON.parse(row.text).max_rate });
+    return Promise.resolve().then(() => {
+      state.close();
+      assert.deepEqual(sent, [JSON.parse(row.text).max_rate > 1000 ? 1000 : undefined]);
+    });
   });
 
 test("a payload is read as JSON, as bytes, or not at all", () => {
