@@ -101,6 +101,33 @@ test("a key that somebody with the right to it cleared is not set again", () => 
   assert.deepEqual(wire.taken().slice(1), []);
 });
 
+test("a clear that nobody could hear is undone: the key is set again", () => {
+  const wire = joined();
+  wire.session.set("t", "k", ONE, {});
+  wire.taken();
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.hear("set", { topic: "t", key: "k", client_id: "me", payload: ONE });
+  wire.session.closed();
+  wire.connect("2"); // it was cleared meanwhile, or went with the connection: it is not there
+  assert.deepEqual(wire.taken().slice(1).map(({ verb, key }) => [verb, key]), [["set", "k"]]);
+});
+
+test("what is set after a topic was revoked is set again, and what was set before is not", () => {
+  const wire = joined();
+  for (const key of ["before", "both"]) wire.session.set("t", key, ONE, {});
+  for (const ref of (wire.taken(), wire.refs)) wire.hear("ok", { ref });
+  wire.hear("revoked", { topic: "t" });
+  assert.deepEqual(wire.taken(), []);
+  wire.session.set("t", "both", TWO, {});
+  assert.deepEqual(wire.taken().map(({ key, payload }) => [key, payload]), [["both", TWO]]);
+  wire.hear("ok", { ref: wire.refs[0] });
+  wire.session.closed();
+  wire.session.opened();
+  wire.taken();
+  wire.hear("error", { code: "forbidden", message: "not allowed", ref: wire.refs[0] });
+  assert.deepEqual(wire.taken().map(({ key, payload }) => [key, payload]), [["both", TWO]]);
+});
+
 test("what is set while there is no connection wins over what came meanwhile", () => {
   const wire = joined();
   wire.session.closed();
