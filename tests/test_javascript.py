@@ -42,8 +42,8 @@ def run(*command: str | Path, **more: Any) -> str:
     return done.stdout
 
 
-def tsc(*options: str | Path) -> None:
-    run("node", "node_modules/typescript/bin/tsc", "-p", ".", *options)
+def tsc(*options: str | Path, project: str = ".") -> None:
+    run("node", "node_modules/typescript/bin/tsc", "-p", project, *options)
 
 
 def test_its_own_tests_pass() -> None:
@@ -62,6 +62,10 @@ def test_the_declarations_are_those_of_the_source(tmp_path: Path) -> None:
     made = {file.name: file.read_text() for file in tmp_path.glob("*.d.ts")}
     assert made == {file.name: file.read_text() for file in STATIC.glob("*.d.ts")}, "npm run declarations"
     assert {name.removesuffix(".d.ts") for name in made} == {file.stem for file in STATIC.glob("ephemeral-*.js")}
+
+
+def test_a_project_in_typescript_compiles_with_the_declarations() -> None:
+    tsc(project="tsconfig.consumer.json")
 
 
 @pytest.mark.parametrize("server", ["daphne", "uvicorn"])
