@@ -33,6 +33,9 @@ class Settings:
     """Dotted path of the class that decides what clients of the ready-made consumer may do."""
     default_ttl: float = 60.0
     max_ttl: float = 30 * 60.0
+    max_grace: float = 60.0
+    """That a client of the ready-made consumer may ask for. Revoked rights reach what lingers no sooner. What is set in
+    Python may have up to `max_ttl`."""
     max_keys_per_client: int = 256
     max_payload_bytes: int = 16_384
     max_frame_bytes: int = 65_536
@@ -103,7 +106,16 @@ def parse(raw: object) -> Settings:
 
 
 _SECONDS = frozenset(
-    ("default_ttl", "max_ttl", "recheck_interval", "sweep_interval", "beacon_interval", "lease", "shutdown_timeout")
+    (
+        "default_ttl",
+        "max_ttl",
+        "max_grace",
+        "recheck_interval",
+        "sweep_interval",
+        "beacon_interval",
+        "lease",
+        "shutdown_timeout",
+    )
 )
 _MIN_LEASE = 1.5
 _MAX_SECONDS = 10**9  # what is stored in ms and µs stays exact

@@ -496,7 +496,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         lifetime = settings.limits.lifetime_ms(command.ttl_ms)
         # Before it is stored: if this is cancelled meanwhile, it is stored all the same.
         self._claims.add(topic, command.key, None if lifetime is None else lifetime / 1000)
-        what = command.payload, command.ttl_ms, command.grace_ms
+        what = command.payload, command.ttl_ms, min(command.grace_ms, round(settings.max_grace * 1000))
         outcome = connection.begin(topic, command.key, *what, in_company=True)
         await self._answers.promise(outcome, command.ref)
 

@@ -16,6 +16,7 @@ GOOD = {
     "POLICY": "my.Policy",
     "DEFAULT_TTL": 30,
     "MAX_TTL": 90.5,
+    "MAX_GRACE": 0.5,
     "MAX_KEYS_PER_CLIENT": 1,
     "MAX_PAYLOAD_BYTES": 2,
     "MAX_FRAME_BYTES": 3,
@@ -34,6 +35,7 @@ GOOD = {
 SECONDS = [
     "DEFAULT_TTL",
     "MAX_TTL",
+    "MAX_GRACE",
     "RECHECK_INTERVAL",
     "SWEEP_INTERVAL",
     "BEACON_INTERVAL",

@@ -501,6 +501,23 @@ def limited(settings: Any) -> Callable[..., Peer]:
     return make
 
 
+async def test_a_client_gets_no_longer_grace_than_the_project_allows(settings: Any, topic: str) -> None:
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_consumers.Yes", "MAX_GRACE": 20}
+    async with Peer(EphemeralStateConsumer.as_asgi()) as ann:
+        await ann.frame()
+        for key, grace_ms in {"long": 10**8, "short": 5_000}.items():
+            command = {"_orama": "ephemeral.set", "topic": topic, "key": key, "ttl_ms": None, "grace_ms": grace_ms}
+            ann.arrive("websocket.receive", text=json.dumps(command))
+            assert (await ann.frame())["_orama"] == "ephemeral.ok"
+        ann.arrive("websocket.disconnect", code=1006)
+        await ann.ended()
+    left = {entry.key: entry.expires_in_ms or 0 for entry in await api.alist(topic)}
+    assert 15_000 < left["long"] <= 20_000
+    assert 0 < left["short"] <= 5_000
+    for key in left:
+        await api.aclear(topic, key)
+
+
 def command(verb: str, topic: str, ref: int, **more: Any) -> str:
     return json.dumps({"_orama": f"ephemeral.{verb}", "topic": topic, **more, "ref": ref})
 

@@ -29,6 +29,7 @@ import django
 
 django.setup()
 
+from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.generic.websocket import AsyncWebsocketConsumer  # noqa: E402
 from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
@@ -37,7 +38,7 @@ from django.urls import path  # noqa: E402
 from ephemeral_state.asgi import with_lifespan  # noqa: E402
 from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateConsumer, EphemeralStateMixin  # noqa: E402
 from ephemeral_state.errors import EphemeralStateError  # noqa: E402
-from ephemeral_state.policy import Policy  # noqa: E402
+from ephemeral_state.policy import Policy, TopicPermissions  # noqa: E402
 
 
 class AllowAll(Policy):
@@ -46,6 +47,10 @@ class AllowAll(Policy):
 
     async def can_set(self, scope: Any, namespace: str, topic: str, key: str) -> bool:
         return True
+
+
+class Rooms(TopicPermissions):
+    permissions = {"room": ("auth.view_user", "auth.change_user")}  # noqa: RUF012
 
 
 class ReadyMade(EphemeralStateConsumer):
@@ -124,6 +129,7 @@ application = ProtocolTypeRouter(
 )
 
 
+users = AuthMiddlewareStack(application)
 lifespan = with_lifespan(application)
 noting = _noting(lifespan)
 
