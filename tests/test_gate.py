@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import json
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from channels.layers import get_channel_layer
 
 from ephemeral_state import api, gate, lifecycle
+from ephemeral_state.conf import get_settings
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.limits import Penance
+from ephemeral_state.node import current
+from ephemeral_state.protocol import PING
 
 from .live.peer import Peer
 from .waiting import until
@@ -200,3 +207,33 @@ async def test_refused_frames_of_great_length_end_the_connection_sooner(connect:
             peer.arrive("websocket.receive", text="x" * 30_000)
         await peer.ended()
     assert [frame.get("code") for frame in frames(peer)] == [None, "bad_frame", "bad_frame", "bad_frame"]
+
+
+async def test_a_hundred_thousand_names_leave_nothing_but_what_a_client_may_have(connect: Any) -> None:
+    many, step = 100_000, 500
+    verbs = itertools.cycle(("subscribe", "set", "list"))
+    async with connect(MAX_FRAMES_PER_SECOND=1_000_000, MAX_FRAME_BURST=1_000_000) as peer:
+        peer.sent.clear()
+        for begin in range(0, many, step):
+            for ref in range(begin, begin + step):
+                name = f"name {ref} ".ljust(1000 if ref % 10 == 0 else 20, ".")
+                verb = next(verbs)
+                say(peer, verb, topic=name, ref=ref, **({"key": name} if verb == "set" else {}))
+            last = asyncio.create_task(answer(peer, begin + step - 1))
+            while not last.done():  # it reads what it is sent, and says so
+                for message in peer.sent:
+                    if message["text"] == PING:
+                        peer.arrive("websocket.receive", text='{"_orama":"ephemeral.pong"}')
+                peer.sent.clear()
+                await asyncio.wait([last], timeout=0.05)
+            await last
+            if begin == many // 5:
+                gc.collect()
+                before = sys.getallocatedblocks()  # caches are full by now
+        gc.collect()
+        assert sys.getallocatedblocks() - before < many // 20
+        settings = get_settings()
+        assert current().hub.topics == settings.max_topics_per_client
+        assert len(get_channel_layer().groups) <= settings.max_topics_per_client
+        assert len((await api.abrowse(limit=1000)).entries) == settings.max_keys_per_client
+    assert (await api.abrowse()).entries == []
