@@ -140,9 +140,10 @@ class Direct:
         self._read: asyncio.Future[None] | None = None
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
-        self._batched: set[Topic] = set()
+        # An empty set or deque takes hundreds of bytes, of each of thousands of sockets, and most need neither.
+        self._batched: frozenset[Topic] = frozenset()
         self._waiting = _Waiting()
-        self._rest: deque[tuple[Topic, Rest, int]] = deque()  # of a snapshot of which the beginning was sent
+        self._rest: deque[tuple[Topic, Rest, int]] | None = None  # of a snapshot of which the beginning was sent
         self._sending: asyncio.Task[None] | None = None
         self._needs_task = False
         self._closed = False
@@ -178,9 +179,9 @@ class Direct:
         if self._closed:
             return
         if batch:
-            self._batched.add(topic)
+            self._batched |= {topic}
         else:
-            self._batched.discard(topic)
+            self._batched -= {topic}
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
             self._drain_if_it_needs_a_task()
@@ -188,7 +189,7 @@ class Direct:
             text, rest = view.snapshot(batch=batch)
             taken = self._push(chain([add_ref(text, ref)], rest)) - 1
             if not self._closed:
-                self._rest.extend((topic, rest, at) for at in range(taken, len(rest)))
+                self._keep(topic, rest, taken)
 
     def hear(self, news: News) -> None:
         events = news.events
@@ -204,7 +205,7 @@ class Direct:
             self._drain_if_it_needs_a_task()
 
     def forget(self, topic: Topic) -> None:
-        self._batched.discard(topic)
+        self._batched -= {topic}
         self._waiting.forget(topic)
         if self._rest:
             self._rest = deque(each for each in self._rest if each[0] != topic)
@@ -214,6 +215,12 @@ class Direct:
         self._no_longer_held()
         if self._sending is not None:
             self._sending.cancel()
+
+    def _keep(self, topic: Topic, rest: Rest, begin: int) -> None:
+        """Of a snapshot, what is still to be sent."""
+        if begin < len(rest):
+            self._rest = self._rest or deque()
+            self._rest.extend((topic, rest, at) for at in range(begin, len(rest)))
 
     def _is_behind(self) -> bool:
         # What is left of a snapshot is sent, or held.
@@ -292,7 +299,7 @@ class Direct:
                 topic, what = self._waiting.pop(self._batched)
                 if isinstance(what, _Welcome):
                     text, rest_of_it = what.view.snapshot(batch=topic in self._batched)
-                    self._rest.extend((topic, rest_of_it, at) for at in range(len(rest_of_it)))
+                    self._keep(topic, rest_of_it, 0)
                     await self._send_text(add_ref(text, what.ref))
                 elif topic in self._batched:
                     for part in encode_events(topic.name, what):
@@ -307,7 +314,7 @@ class Direct:
     def _drop(self) -> None:
         self._closed = True
         self._waiting.clear()
-        self._rest.clear()
+        self._rest = None
 
     def _lost(self, error: BaseException) -> None:
         self._drop()
