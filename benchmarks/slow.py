@@ -2,9 +2,9 @@
 
 What the server's memory grows by meanwhile, how long the others wait (p99 of the time from the writer to them, beside
 the same without the slow one, in the same run), and whether the slow one ends at the truth once it reads again. It says
-all the time that it is alive, so that no ping timeout of ours ends it; `again` is 1 where the server has ended it all
-the same and it had to reconnect. The payload is large enough that the kernel's buffers, some megabytes, are full within
-seconds.
+all the time that it is alive, but never that it has read: ours ends it after 10 s in which it does not. `again` is 1
+where it was ended and had to reconnect. The payload is large enough that the kernel's buffers, some megabytes, are full
+within seconds. Memory is that of the process that serves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from benchmarks.rooms.rounds import Comparison, compare, contenders, parser, run
 from benchmarks.rooms.servers import Contender
 from tests.redis_server import RedisServer
 
+SERVERS = ("uvicorn", "daphne", "granian")
 OTHERS, KEYS, RATE, PAYLOAD = 20, 50, 1_000, 1_000
 GROWTH_AIM = 5.0  # MB
 P99_AIM = 1.2
@@ -41,9 +42,9 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
         for layer in options.layers:
             for variant in ("", "batch"):
                 ours = Contender(server, layer, "ours", variant)
-                growth = comparison.median(ours, "growth")
+                growth = comparison.worst(ours, "growth")
                 megabytes = None if growth is None else growth / 1e6
-                made.append(Aim(f"{ours.name}: growth, MB", megabytes, GROWTH_AIM, at_least=False))
+                made.append(Aim(f"{ours.name}: growth, MB, worst round", megabytes, GROWTH_AIM, at_least=False))
                 ratio = comparison.median(ours, "p99_ratio")
                 made.append(Aim(f"{ours.name}: p99 of the others, with × without", ratio, P99_AIM, at_least=False))
                 wrong = comparison.worst(ours, "wrong_at_the_end")
@@ -52,7 +53,7 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
 
 
 def main(arguments: list[str]) -> int:
-    made = parser("slow", __doc__, rounds=3, seconds=60, layers=("memory",))
+    made = parser("slow", __doc__, rounds=5, seconds=60, layers=("memory",), servers=SERVERS)
     made.add_argument("--others", type=int, default=OTHERS)
     made.add_argument("--rate", type=int, default=RATE, help=f"updates a second; default: {RATE}")
     made.add_argument("--payload", type=int, default=PAYLOAD, help=f"bytes; default: {PAYLOAD}")

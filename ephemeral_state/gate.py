@@ -15,7 +15,7 @@ from .conf import Settings
 from .errors import EphemeralStateError, RateLimited
 from .lifecycle import Lifecycle
 from .limits import TOO_MANY_REFUSALS, Bucket, Pace, Penance
-from .protocol import is_pong, peek_ref, require_size
+from .protocol import decode_pong, peek_ref, require_size
 
 __all__ = ["REFUSED_TOO_OFTEN", "Gate"]
 
@@ -111,7 +111,8 @@ class Gate:
             self._bucket.refuse(cost)
             require_size(data, self._most)
         wait = self._bucket.take(cost)
-        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not (isinstance(data, str) and is_pong(data))):
+        is_pong = isinstance(data, str) and decode_pong(data) is not None
+        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not is_pong):
             raise RateLimited(math.ceil(wait * 1000))
 
     async def _send_away(self) -> Message:

@@ -9,6 +9,7 @@ skip it (django/channels #1466).
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -18,7 +19,7 @@ from .connection import Connection, drop
 from .delivery import Delivery, Direct, Dispatched, Send
 from .errors import ConnectionGone, NotAccepted, NotConfigured
 from .node import current
-from .protocol import PING, is_pong
+from .protocol import decode_pong, encode_ping
 
 __all__ = ["Lifecycle"]
 
@@ -70,9 +71,8 @@ class Lifecycle:
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._direct: Direct | None = None
-        self._pings = self._pongs = 0
         self._pinged_at = self._heard_at
-        self._asked = 0  # the number of the ping that asks whether everything before it was read
+        self._asked = 0  # the number of the ping that asks whether everything before it was read; 0: it was
         self._pump = self.loop.create_task(self._read_ahead())
 
     def connection(self) -> Connection:
@@ -183,9 +183,9 @@ class Lifecycle:
             while True:
                 message = await self._receive()
                 self._heard_at = self.loop.time()
-                if self._ping_interval and is_pong(message.get("text") or ""):
-                    self._pongs += 1
-                    if self._direct is not None and self._pongs >= self._asked:
+                if self._ping_interval and (number := decode_pong(message.get("text") or "")) is not None:
+                    if number and number == self._asked and self._direct is not None:
+                        self._asked = 0
                         self._direct.answered()
                     continue
                 self._inbox.append(message)
@@ -265,25 +265,25 @@ class Lifecycle:
         # One that speaks is asked now and then, too: it may hear nothing else of us, and think that we are gone.
         is_due = silent >= self._ping_interval or self.loop.time() - self._pinged_at >= 2 * self._ping_interval
         if is_due and (self._pinging is None or self._pinging.done()):
-            self._ping()
+            self._ping(_any_number())
         # To the point: whoever vanishes is ended so long after what was last heard, and not up to a period later.
         wait = self._ping_interval - silent
         if wait <= 0:
             wait = min(_PING_TIMEOUT / 2, wait + _PING_TIMEOUT)
         self._ping_timer = self.loop.call_later(wait, self._ping_or_give_up)
 
-    def _ping(self) -> None:
-        self._pings += 1
+    def _ping(self, number: int) -> None:
         self._pinged_at = self.loop.time()
-        self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": PING}))
+        self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": encode_ping(number)}))
 
     def _ask_whether_read(self) -> None:
-        self._ping()
-        self._asked = self._pings
+        # Not to be guessed: one that says so without reading would have us send on and on.
+        self._asked = _any_number()
+        self._ping(self._asked)
         self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, self._asked)
 
     def _give_up_if_held(self, asked: int) -> None:
-        if self._over or self._pongs >= asked or self._direct is None:
+        if self._over or self._asked != asked or self._direct is None:
             return
         if not self._direct.held:  # it may be, later, and is not asked again before it has answered
             self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, asked)
@@ -320,6 +320,10 @@ class Lifecycle:
         # handler that does not take its messages, this must do without it.
         log.debug("the client has left: %r", error)
         self.loop.call_later(_GOODBYE_WAIT, lambda: self.end(abnormal=True))
+
+
+def _any_number() -> int:
+    return secrets.randbelow(2**48) + 1  # JavaScript has whole numbers up to 2**53
 
 
 def _is_departure(error: BaseException) -> bool:

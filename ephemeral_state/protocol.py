@@ -21,7 +21,6 @@ __all__ = [
     "CLOSE_MESSAGE_TYPE",
     "GROUP_MESSAGE_TYPE",
     "LONGEST",
-    "PING",
     "PLAIN",
     "Batch",
     "Command",
@@ -34,6 +33,7 @@ __all__ = [
     "as_batches",
     "decode_batch",
     "decode_command",
+    "decode_pong",
     "encode_batches",
     "encode_change",
     "encode_entry",
@@ -44,13 +44,13 @@ __all__ = [
     "encode_hello",
     "encode_ok",
     "encode_payload",
+    "encode_ping",
     "encode_revoked",
     "encode_set",
     "encode_snapshot",
     "encode_ttl",
     "encode_welcome",
     "flow",
-    "is_pong",
     "peek_batch",
     "peek_ref",
     "require_size",
@@ -276,18 +276,26 @@ def encode_revoked(topic: str) -> str:
     return _dumps({"_orama": "ephemeral.revoked", "topic": topic})
 
 
-PING: Final = _dumps({"_orama": "ephemeral.ping"})
+def encode_ping(number: int) -> str:
+    """Asks whether the client is there, and has read what came before this: whoever knows the number has."""
+    return f'{{"_orama":"ephemeral.ping","n":{number}}}'
+
+
 _PONG: Final = "ephemeral.pong"
 
 
-def is_pong(text: str) -> bool:
-    """Whether a client's frame is but the answer to a `PING`."""
-    if len(text) > 64 or _PONG not in text:
-        return False
+def decode_pong(text: str) -> int | None:
+    """The number in a client's answer to a ping, 0 where it has none; `None` for any other frame."""
+    if len(text) > 96 or _PONG not in text:
+        return None
     try:
-        return bool(json.loads(text) == {"_orama": _PONG})
+        frame = json.loads(text)
     except ValueError:
-        return False
+        return None
+    if not isinstance(frame, dict) or frame.pop("_orama", None) != _PONG:
+        return None
+    number = frame.pop("n", 0)
+    return number if type(number) is int and not frame else None
 
 
 def _with_ref(frame: dict[str, Any], ref: Ref) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ephemeral_state.asgi import with_lifespan
 from ephemeral_state.conf import parse
 from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
 from ephemeral_state.errors import InvalidTTL, NotConfigured
-from ephemeral_state.protocol import PING, encode_grace, encode_set, is_pong
+from ephemeral_state.protocol import decode_pong, encode_grace, encode_ping, encode_set
 
 from .waiting import events, settle, until
 
@@ -51,6 +51,13 @@ class Client:
     def says(self, text):
         self.inbox.put_nowait({"type": "websocket.receive", "text": text})
 
+    @property
+    def pings(self):
+        return [text for text in self.texts if text.startswith('{"_orama":"ephemeral.ping"')]
+
+    def answers(self, ping):
+        self.says(ping.replace("ping", "pong"))
+
     async def leaves(self, code):
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": code})
         await self.task
@@ -73,7 +80,7 @@ async def test_a_silent_client_is_asked_and_one_that_does_not_answer_is_ended(mo
     caplog.set_level(logging.INFO, "ephemeral_state")
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
     client = Client(Pinging())
-    await until(lambda: PING in client.texts)
+    await until(lambda: client.pings)
     await until(client.task.done)
     assert await keys() == []
     assert Pinging.ended == 1006
@@ -86,8 +93,8 @@ async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monk
     client = Client(Pinging())
     for _ in range(5):
         client.sent.clear()
-        await until(lambda: PING in client.texts)
-        client.says('{"_orama": "ephemeral.pong"}')
+        await until(lambda: client.pings)
+        client.answers(client.pings[0])
     client.says("hello")
     await until(lambda: "heard hello" in client.texts)
     assert not any("pong" in text for text in client.texts)
@@ -97,11 +104,12 @@ async def test_a_client_that_answers_stays_and_its_answers_reach_no_handler(monk
 
 async def test_a_client_that_speaks_all_the_time_is_asked_too_now_and_then():
     client = Client(Pinging())
-    while client.texts.count(PING) < 3:
+    while len(client.pings) < 3:
         client.says("I am here")
         await asyncio.sleep(0.01)
-        for _ in range(client.texts.count(PING)):
-            client.says('{"_orama": "ephemeral.pong"}')
+        for ping in client.pings:
+            client.answers(ping)
+    assert len(set(client.pings)) == len(client.pings), "nobody can know what has not been read"
     await client.leaves(1000)
 
 
@@ -121,9 +129,11 @@ async def set_much(text):
         await api.aset("t", "much", f"{n} {text}")
 
 
-@pytest.mark.parametrize("speaks", [True, False])
+@pytest.mark.parametrize(
+    "says", ["", "I am here", '{"_orama":"ephemeral.pong"}', encode_ping(0).replace("ping", "pong"), "the first ping's"]
+)
 async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_though_it_is_there(
-    monkeypatch, caplog, speaks
+    monkeypatch, caplog, says
 ):
     caplog.set_level(logging.INFO, "ephemeral_state")
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
@@ -132,8 +142,10 @@ async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_th
     await until(lambda: client.texts)
     await set_much("x" * 12_000)
     while not client.task.done():
-        if speaks:
-            client.says("I am here")
+        if says == "the first ping's":
+            client.answers(client.pings[0])
+        elif says:
+            client.says(says)
         await asyncio.sleep(0.02)
     assert sum(map(len, client.texts)) < 2_000_000
     assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
@@ -149,7 +161,7 @@ async def test_a_client_that_was_asked_long_before_it_had_too_much_unread_is_end
     await until(lambda: client.texts)
     for n in range(40):
         await api.aset("t", "much", f"{n} {'x' * 12_000}")
-    await until(lambda: PING in client.texts)
+    await until(lambda: client.pings)
     await asyncio.sleep(0.5)
     assert not client.task.done(), "it has not too much yet"
     await set_much("x" * 12_000)
@@ -168,11 +180,11 @@ async def test_a_client_that_says_so_hears_of_the_newest_and_stays(monkeypatch):
     await until(lambda: last in other.texts)  # both hear in one step, as far as they hear
     held = len(client.texts)
     assert last not in client.texts
-    client.says('{"_orama":"ephemeral.pong"}')
+    client.answers(client.pings[0])
     await until(lambda: last in client.texts)
     assert len(client.texts) <= held + 2  # the newest, and another question
-    if client.texts.count(PING) == 2:
-        client.says('{"_orama":"ephemeral.pong"}')
+    if len(client.pings) == 2:
+        client.answers(client.pings[1])
     await asyncio.sleep(0.6)
     assert not client.task.done()
     await client.leaves(1000)
@@ -203,14 +215,35 @@ async def test_without_an_interval_nobody_is_asked():
     await client.leaves(1000)
 
 
-@pytest.mark.parametrize("frame", ['{"_orama":"ephemeral.pong"}', ' { "_orama" : "ephemeral.pong" } '])
-def test_a_pong_is_recognised_however_it_is_written(frame):
-    assert is_pong(frame)
+@pytest.mark.parametrize(
+    ("frame", "number"),
+    [
+        ('{"_orama":"ephemeral.pong"}', 0),
+        (' { "_orama" : "ephemeral.pong" } ', 0),
+        ('{"_orama":"ephemeral.pong","n":7}', 7),
+        ('{ "n": 281474976710656, "_orama": "ephemeral.pong" }', 2**48),
+    ],
+)
+def test_a_pong_is_recognised_however_it_is_written(frame, number):
+    assert decode_pong(frame) == number
 
 
-@pytest.mark.parametrize("frame", ["", "ephemeral.pong", '{"_orama":"ephemeral.pong","x":1}', '["ephemeral.pong"]'])
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "",
+        "ephemeral.pong",
+        '{"_orama":"ephemeral.pong","x":1}',
+        '["ephemeral.pong"]',
+        '{"_orama":"ephemeral.pong","n":"7"}',
+        '{"_orama":"ephemeral.pong","n":true}',
+        '{"_orama":"ephemeral.pong","n":7.0}',
+        '{"_orama":"ephemeral.pong","n":[[[[',
+        '{"_orama":"ephemeral.ping","n":7,"x":"ephemeral.pong"}',
+    ],
+)
 def test_nothing_else_is_taken_for_a_pong(frame):
-    assert not is_pong(frame)
+    assert decode_pong(frame) is None
 
 
 @pytest.mark.parametrize(("code", "left"), [(1000, []), (1001, []), (1005, ["k"]), (1006, ["k"]), (1012, ["k"])])

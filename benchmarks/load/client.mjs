@@ -117,9 +117,9 @@ export class Client {
     this.set(key, payload).catch(() => {});
   }
 
-  /** Says something that needs no answer. */
+  /** Says something, whatever it has read: not an answer to a ping, which would claim that it has read what came before. */
   sayAlive() {
-    if (!this.closed && !this.at) this.ws.send('{"_orama":"ephemeral.pong"}');
+    if (!this.closed && !this.at) this.ws.send('{"_orama":"ephemeral.unsubscribe","topic":"elsewhere"}');
   }
 
   /** Resolves when it is closed, by the closing handshake. */
@@ -165,7 +165,7 @@ export class Client {
         tally.lastError = data.toString();
         return this.#waiting.shift()?.[1](new Refused(data.toString()));
       case PING:
-        return this.ws.send('{"_orama":"ephemeral.pong"}');
+        return this.ws.send(data.toString().replace("ping", "pong"));
       case OTHER:
         return;
     }

@@ -38,11 +38,10 @@ await main(async ({ pid, others, keys, rate, payload, before, seconds, patience,
     }
   }, 2);
 
-  const measure = async (duration) => {
+  const measure = async (duration, used = memory(pid)) => {
     await sleep(settle * 1000);
     latencies = new Latencies();
     const stop = stretch(pid);
-    const used = memory(pid);
     let peak = used;
     for (const end = performance.now() + duration * 1000; performance.now() < end; peak = Math.max(peak, memory(pid))) {
       // It is alive, only it does not read: it says so, or some servers would end it after some seconds.
@@ -52,8 +51,9 @@ await main(async ({ pid, others, keys, rate, payload, before, seconds, patience,
     return { ...stop(), p50: latencies.quantile(0.5), p99: latencies.quantile(0.99), growth: peak - used };
   };
   const without = await measure(before);
+  const used = memory(pid); // what is sent in its first second of not reading counts, too
   slow.ws.pause();
-  const beside = await measure(seconds);
+  const beside = await measure(seconds, used);
   clearInterval(timer);
   await settled(() => heardBy(clients) === sent * others, 30);
   const ofOthers = heardBy(clients);
@@ -66,7 +66,8 @@ await main(async ({ pid, others, keys, rate, payload, before, seconds, patience,
   while (!equal() && performance.now() < end) {
     if (slow.closed && !reconnected) {
       reconnected = true; // as a browser would
-      slow = learn(await Client.open(target));
+      slow = learn(await Client.open({ ...target, subscribe: null }));
+      await slow.subscribe(target.subscribe ?? {});
     }
     await sleep(5);
   }

@@ -53,13 +53,18 @@ class Comparison(NamedTuple):
 
 
 def parser(
-    name: str, doc: str | None, *, rounds: int, seconds: float, layers: Sequence[str]
+    name: str,
+    doc: str | None,
+    *,
+    rounds: int,
+    seconds: float,
+    layers: Sequence[str],
+    servers: Sequence[str] = ("uvicorn", "daphne"),
 ) -> argparse.ArgumentParser:
     """The options that all comparisons have."""
     made = argparse.ArgumentParser(
         prog=f"benchmarks {name}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    servers = ("uvicorn", "daphne")
     made.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
     made.add_argument("--seconds", type=float, default=seconds, help=f"of one run; default: {seconds:g}")
     made.add_argument("--servers", nargs="+", choices=servers, default=list(servers))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -73,6 +75,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
+            start_new_session=True,  # granian has a child that serves
             preexec_fn=_many_files,
         )
         try:
@@ -86,7 +89,8 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         if error is not None:
             error.add_note(f"log of {self._contender.name}:\n{self.log()[-3000:]}")
@@ -94,8 +98,12 @@ class Server:
 
     @property
     def pid(self) -> int:
+        """Of the process that serves."""
         assert self._process is not None
-        return self._process.pid
+        if self._contender.server != "granian":
+            return self._process.pid
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return max(map(int, children), key=lambda child: int(Path(f"/proc/{child}/statm").read_text().split()[1]))
 
     def log(self) -> str:
         return os.pread(self._log.fileno(), 2**24, 0).decode(errors="replace")
@@ -107,6 +115,9 @@ class Server:
         target = f"benchmarks.rooms.{app}:application"
         if self._contender.server == "daphne":
             return [sys.executable, "-m", "daphne", "-b", _HOST, "-p", port, "-v", "0", target]
+        if self._contender.server == "granian":
+            how = ("--interface", "asgi", "--ws", "--no-log", "--host", _HOST, "--port", port)
+            return [sys.executable, "-m", "granian", *how, target]
         quiet = ("--log-level", "warning", "--lifespan", "off")
         return [sys.executable, "-m", "uvicorn", "--host", _HOST, "--port", port, *quiet, target]
 

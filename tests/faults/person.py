@@ -34,8 +34,8 @@ async def _be(url: str, key: str) -> None:
         frame = {"_orama": "ephemeral.set", "topic": "room", "key": key, "payload": "IDE=", "ttl_ms": None}
         await websocket.send(json.dumps(frame))
         async for text in websocket:
-            if json.loads(text) == {"_orama": "ephemeral.ping"}:
-                await websocket.send('{"_orama": "ephemeral.pong"}')
+            if json.loads(text)["_orama"] == "ephemeral.ping":
+                await websocket.send(text.replace("ping", "pong"))
 
 
 def _end_with_the_parent() -> None:

@@ -366,8 +366,8 @@ async def vanishing_client(server: Server, key: str) -> AsyncIterator[Wire]:
 
         async def answer_pings() -> None:
             async for text in websocket:
-                if json.loads(text) == {"_orama": "ephemeral.ping"}:
-                    await websocket.send('{"_orama": "ephemeral.pong"}')
+                if json.loads(text)["_orama"] == "ephemeral.ping":
+                    await websocket.send(text.replace("ping", "pong"))
 
         answering = asyncio.create_task(answer_pings())
         try:

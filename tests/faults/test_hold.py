@@ -41,7 +41,7 @@ class Room:
             async for text in socket:
                 frame = json.loads(text)
                 if frame["_orama"] == "ephemeral.ping":  # comes when it comes, and is none of the room's
-                    await socket.send('{"_orama":"ephemeral.pong"}')
+                    await socket.send(text.replace("ping", "pong"))
                     continue
                 self.frames.append(frame)
                 if frame["_orama"] == "ephemeral.set":

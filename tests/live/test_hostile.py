@@ -48,7 +48,7 @@ class People:
         self._said[key] = payload
         while not is_a("ephemeral.set", frame := await bob.frame()):
             assert is_a("ephemeral.ping", frame)
-            await bob.send('{"_orama":"ephemeral.pong"}')
+            await bob.send(json.dumps(frame | {"_orama": "ephemeral.pong"}))
         assert (frame["key"], frame["client_id"], frame["payload"]) == (key, ann.hello["client_id"], payload)
 
     async def _newcomer(self) -> None:

@@ -239,7 +239,7 @@ async def test_a_topic_that_is_too_large_for_one_frame_is_heard_all_the_same(
         while heard != {*keys, "last"}:
             frame = await bob.frame()
             if is_a("ephemeral.ping", frame):  # it is asked for whether it has read so much
-                await bob.send('{"_orama":"ephemeral.pong"}')
+                await bob.send(json.dumps(frame | {"_orama": "ephemeral.pong"}))
             else:
                 heard |= {key for key, *_ in frame["events"]} if "events" in frame else {frame["key"]}
 
