@@ -62,7 +62,7 @@ ENCODE = {
     "hello": protocol.encode_hello,
     "ok": protocol.encode_ok,
     "error": lambda name, message, ref: protocol.encode_error(getattr(errors, name)(message), ref),
-    "ping": lambda: protocol.PING,
+    "ping": protocol.encode_ping,
 }
 
 
@@ -80,7 +80,7 @@ def decode(text: str) -> protocol.Command:
 
 @fixtures("commands")
 def test_a_command_is_read_as_the_fixture_has_it(row: dict[str, Any]) -> None:
-    assert protocol.is_pong(row["text"]) is row.get("pong", False)
+    assert protocol.decode_pong(row["text"]) == row.get("pong")
     if "pong" in row:
         return
     if "error" in row:

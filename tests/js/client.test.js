@@ -383,7 +383,7 @@ test("a silent server that pinged before counts as gone", async (t) => {
   await until(() => state.status === "live");
   const [socket] = server.clients;
   t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: Date.now() });
-  socket.send('{"_orama":"ephemeral.ping"}');
+  socket.send('{"_orama":"ephemeral.ping","n":7}');
   const answered = async (wanted) => {
     for (let turn = 0; turn < 5000 && !wanted(); turn++) await new Promise(setImmediate);
     assert.ok(wanted());

@@ -335,8 +335,9 @@ test("a batch with an unknown number makes it ask for a snapshot, once", () => {
 
 test("a ping is answered from the handler", () => {
   const wire = joined();
-  wire.session.received({ _orama: "ephemeral.ping" });
-  assert.deepEqual(wire.sent, [{ _orama: "ephemeral.pong" }]);
+  wire.session.received({ _orama: "ephemeral.ping", n: 7 });
+  wire.session.received({ _orama: "ephemeral.ping" }); // of an older server
+  assert.deepEqual(wire.sent, [{ _orama: "ephemeral.pong", n: 7 }, { _orama: "ephemeral.pong" }]);
 });
 
 test("a frame of a newer server is said to be unknown; frames of the application are not ours", () => {

@@ -39,8 +39,8 @@ for (const row of wire("streams"))
     // It follows one topic, so it hears of no other.
     for (const frame of row.frames) if (frame.topic === "room:1") socket.onmessage({ data: JSON.stringify(frame) });
     assert.deepEqual(Object.fromEntries([...live].map(([key, value]) => [key, [...value]])), row.view);
-    socket.onmessage({ data: '{"_orama":"ephemeral.ping"}' });
-    assert.deepEqual(sent[1], { _orama: "ephemeral.pong" });
+    socket.onmessage({ data: '{"_orama":"ephemeral.ping","n":7}' });
+    assert.deepEqual(sent[1], { _orama: "ephemeral.pong", n: 7 });
   });
 
 for (const { name, text } of wire("frames"))

@@ -243,7 +243,8 @@ class Hostile:
         link.transport.pause_reading()
         self.done["slow readers"] += 1
         await link.write(command("subscribe", topic=self.room))
-        frames = itertools.cycle([command("list", topic=self.room), command("subscribe", topic=self.room)])
+        claims = command("pong", n=1)  # that it has read
+        frames = itertools.cycle([command("list", topic=self.room), command("subscribe", topic=self.room), claims])
         watch = asyncio.create_task(self.paced(link, "asked without reading", 50, frames))
         try:
             await asyncio.wait([watch], timeout=25)  # who never reads does not see that it was sent away

@@ -374,7 +374,7 @@ export class Session {
     switch (kind) {
       case "ephemeral.ping":
         // From here, and not from a timer: a hidden tab is throttled to one timer a minute.
-        this.#on.send('{"_orama":"ephemeral.pong"}');
+        this.#on.send(JSON.stringify({ _orama: "ephemeral.pong", n: frame.n }));
         break;
       case "ephemeral.hello":
         this.clientId = string(frame.client_id);
