@@ -146,7 +146,8 @@ class _Base(AsyncConsumer):
         return Topic(self.ephemeral_namespace, topic)
 
     async def _ephemeral_subscribe(self, topic: Topic, batch: bool, max_rate: float | None) -> None:
-        how = flow(batch, max_rate)
+        # A handler is called for one event at a time: of a batch, all at once would be more than the rate.
+        how = flow(batch and not self._overrides("ephemeral_event", "ephemeral_snapshot"), max_rate)
         self._ephemeral_lifecycle().require_accepted()
         await self._ephemeral_connection().subscribe(topic, flow=how)
 

@@ -481,6 +481,29 @@ async def test_a_bare_consumer_ends_with_its_client(topic: str, mixin: type) -> 
     assert await api.alist(topic) == []
 
 
+async def test_a_handler_of_events_is_called_no_more_often_than_the_rate_says_also_where_batches_are_wanted(
+    topic: str,
+) -> None:
+    called: list[float] = []
+
+    class Filtering(EphemeralStateMixin, AsyncWebsocketConsumer):
+        async def connect(self) -> None:
+            await self.accept()
+            await self.ephemeral_subscribe(topic, batch=True, max_rate=20)
+
+        async def ephemeral_event(self, event: dict[str, Any]) -> None:
+            called.append(asyncio.get_running_loop().time())
+
+    async with Peer(Filtering.as_asgi()) as client:
+        await client.frame()
+        for number in range(11):
+            await api.aset(topic, f"{number}")
+        await until(lambda: len(called) == 11)
+        assert called[-1] - called[0] > 0.45
+    for number in range(11):
+        await api.aclear(topic, f"{number}")
+
+
 # Limits of the ready-made consumer
 
 

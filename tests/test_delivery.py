@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from ephemeral_state.delivery import Direct, Dispatched, News
-from ephemeral_state.protocol import LONGEST, Event, encode_welcome
+from ephemeral_state.protocol import LONGEST, Event, encode_clear, encode_set, encode_welcome
 from ephemeral_state.state import Entry, Revision, Topic
 
 from .waiting import settle, until
@@ -292,6 +292,15 @@ async def test_a_consumer_with_its_own_handler_gets_messages_one_by_one():
 
 def batches(texts):
     return [json.loads(text)["events"] for text in texts]
+
+
+async def test_a_frame_is_made_once_for_all_sockets():
+    sockets = [Socket(), Socket()]
+    news = News(TOPIC, [set_event("a", "")._replace(payload=b"1"), clear_event("a")._replace(text="")])
+    for socket in sockets:
+        socket.delivery.hear(news)
+    assert sockets[0].texts == [encode_set("t", "a", "c", b"1"), encode_clear("t", "a", "c", "disconnect")]
+    assert all(one is other for one, other in zip(sockets[0].texts, sockets[1].texts, strict=True))
 
 
 async def test_a_batch_is_one_frame_and_made_once_for_all_sockets():

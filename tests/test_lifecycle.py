@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import threading
 import traceback
@@ -254,6 +255,20 @@ async def test_what_the_servers_receive_raises_comes_out_and_clears(topic: str) 
 
 
 # What is read, and when
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_a_handler_that_hangs_keeps_no_change_from_its_client(topic: str, kind: str) -> None:
+    async with peer(kind, topic) as client:
+        client.do("subscribe", topic=topic)
+        await client.frame()
+        client.do("hang")
+        await until_hanging(topic)
+        for number in range(3):
+            await api.aset(topic, "k", f"{number}")
+            assert (await client.frame())["payload"] == base64.b64encode(b"%d" % number).decode()
+        gates[topic].open()
+    await api.aclear(topic, "k")
 
 
 @pytest.mark.parametrize("kind", ALL)

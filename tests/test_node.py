@@ -15,6 +15,7 @@ from ephemeral_state.connection import Connection
 from ephemeral_state.delivery import Direct
 from ephemeral_state.errors import PayloadTooLarge, StoreUnavailable, TooManyKeys
 from ephemeral_state.node import Node, wait_in
+from ephemeral_state.protocol import Flow
 from ephemeral_state.state import UNTIL_DISCONNECT, Clear, Drop, Limits, Restore, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
@@ -221,6 +222,29 @@ async def test_what_gathers_while_the_store_is_down_is_refused_each_by_itself(no
     assert len({id(outcome.error) for outcome in outcomes}) == 3
     node.store.down = False
     assert (await begin(node, "d")[0]).error is None
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, SlowStore])
+async def test_fifty_that_leave_at_once_are_a_few_messages_and_a_few_frames(layer, kind):
+    node, texts = Node(Settings(), kind(Limits())), []
+
+    async def send(message):
+        texts.append(message["text"])
+
+    somebody = Connection("somebody", node, Direct(send, texts.append))
+    owners = [Connection(f"owner {n}", node, Direct(None, None)) for n in range(50)]
+    for owner in owners:
+        for key in range(5):
+            await owner.set(TOPIC, f"{owner.client_id} {key}")
+    await somebody.subscribe(TOPIC, flow=Flow(batch=True))
+    await node._writer.published()
+    sent, told = layer.sent, len(texts)
+    await asyncio.gather(*(owner.end(abnormal=True) for owner in owners))
+    frames = await until(lambda: sum(text.count('"disconnect"') for text in texts[told:]) == 250 and texts[told:])
+    await node._writer.published()
+    assert layer.sent - sent <= 3
+    assert len(frames) <= 3
+    await somebody.end(abnormal=False)
 
 
 @pytest.mark.parametrize("shared", [False, True])
