@@ -46,6 +46,8 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
             if server != "uvicorn":
                 continue
             made.append(Aim(f"{plain.name}: share in time", comparison.median(plain, "in_time_share"), 0.99))
+            arrived = comparison.least(plain, "delivered_share")
+            made.append(Aim(f"{plain.name}: share that arrived, worst round", arrived, 1))
             p99 = comparison.median(plain, "staleness_p99")
             made.append(Aim(f"{plain.name}: p99 staleness, ms", p99, STALENESS_AIM, at_least=False))
             ratio = comparison.ratio("bytes_per_subscriber_per_s", rated, plain)

@@ -26,6 +26,7 @@ COLUMNS = (
     Column("frames", "frames"),
     Column("bytes", "bytes"),
     Column("CPU ms", "server_cpu_ms"),
+    Column("load %", "load_cpu", ".0f", 100),
 )
 
 

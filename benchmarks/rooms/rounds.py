@@ -41,6 +41,10 @@ class Comparison(NamedTuple):
         """The greatest of all rounds."""
         return max((value for value in self.values(contender, metric) if value is not None), default=None)
 
+    def least(self, contender: Contender, metric: str) -> float | None:
+        """The smallest of all rounds."""
+        return min((value for value in self.values(contender, metric) if value is not None), default=None)
+
     def ratio(self, metric: str, one: Contender, other: Contender) -> float | None:
         """The median of the rounds' ratios."""
         pairs = zip(self.values(one, metric), self.values(other, metric), strict=False)
