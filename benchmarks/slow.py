@@ -40,7 +40,7 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
     made = []
     for server in options.servers:
         for layer in options.layers:
-            for variant in ("", "batch"):
+            for variant in options.variants:
                 ours = Contender(server, layer, "ours", variant)
                 growth = comparison.worst(ours, "growth")
                 megabytes = None if growth is None else growth / 1e6
@@ -54,6 +54,7 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
 
 def main(arguments: list[str]) -> int:
     made = parser("slow", __doc__, rounds=5, seconds=60, layers=("memory",), servers=SERVERS)
+    made.add_argument("--variants", nargs="+", choices=("", "batch"), default=["", "batch"], help="default: both")
     made.add_argument("--others", type=int, default=OTHERS)
     made.add_argument("--rate", type=int, default=RATE, help=f"updates a second; default: {RATE}")
     made.add_argument("--payload", type=int, default=PAYLOAD, help=f"bytes; default: {PAYLOAD}")
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
                 patience=30 if not options.quick else 3,
             )
 
-        fighters = contenders(options, variants=("", "batch"), bare=False)  # a bare one waits for the slow one
+        fighters = contenders(options, variants=options.variants, bare=False)  # a bare one waits for the slow one
         title = f"{options.others} others, {options.rate:,} updates/s, {options.seconds:g} s"
         comparison = compare(title, fighters, once, options.rounds)
     return publish("slow", options, [comparison], COLUMNS, aims(comparison, options))
