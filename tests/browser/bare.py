@@ -34,6 +34,7 @@ class BareChromium:
         ]
         self._log = folder / "chromium.log"
         self._ids = itertools.count(1)
+        self._events: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> Self:
         self._start()
@@ -66,8 +67,31 @@ class BareChromium:
         target = (await self._call("Target.createTarget", url="about:blank"))["targetId"]
         session = (await self._call("Target.attachToTarget", targetId=target, flatten=True))["sessionId"]
         await self._call("Target.activateTarget", targetId=target)
-        await self._call("Page.navigate", session, url=url)
+        await self.go(session, url)
         return str(session)
+
+    async def go(self, session: str, url: str) -> None:
+        """From the page that a tab shows to another."""
+        await self._call("Page.navigate", session, url=url)
+
+    async def back(self, session: str) -> None:
+        """As the browser's button does it: to the page itself where that was kept, or else to a new one like it."""
+        await self._call("Page.enable", session)
+        self._events.clear()
+        await self.run(session, "history.back()")
+        async with asyncio.timeout(LIMIT):
+            while ("Page.frameNavigated", session) not in [(e["method"], e.get("sessionId")) for e in self._events]:
+                await self._read()
+
+    async def point(self, session: str, x: float, y: float) -> None:
+        """Move the mouse to this part of a room's stage."""
+        box = await self.run(session, "document.getElementById('stage').getBoundingClientRect().toJSON()")
+        at = {"x": box["x"] + box["width"] * x, "y": box["y"] + box["height"] * y}
+        await self._call("Input.dispatchMouseEvent", session, type="mouseMoved", **at)
+
+    async def type(self, session: str, text: str) -> None:
+        """Into whatever has the focus."""
+        await self._call("Input.insertText", session, text=text)
 
     async def run(self, session: str, script: str) -> Any:
         """The value of a script, or of the promise that it is."""
@@ -87,10 +111,16 @@ class BareChromium:
         await self._wire.send(json.dumps(command))
         async with asyncio.timeout(LIMIT):
             while True:
-                answer = json.loads(await self._wire.recv())
+                answer = await self._read()
                 if answer.get("id") == number:
                     assert "error" not in answer, (command, answer)
                     return answer["result"]
+
+    async def _read(self) -> Any:
+        answer = json.loads(await self._wire.recv())
+        if "method" in answer:
+            self._events.append(answer)
+        return answer
 
     async def _address(self) -> str:
         async with asyncio.timeout(LIMIT):

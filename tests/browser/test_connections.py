@@ -18,21 +18,44 @@ from .windows import Window, chromium, program, windows
 
 pytestmark = pytest.mark.browser
 
+LIVE = "document.getElementById('status-text')?.textContent === 'Live'"
+FACES = "[...document.getElementById('people').shadowRoot.querySelectorAll('.name')].map((one) => one.textContent)"
+
 HIDDEN = float(os.environ.get("EPHEMERAL_HIDDEN_SECONDS", "15"))
 """How long a tab is hidden. The server asks after 8 s of silence, and ends who is silent for 10 more."""
+
+
+GONE = """() => {
+    window.gone = [];
+    topic.subscribe(({ type, key, reason }) => {
+        if (type === "clear") gone.push(`${key.split(":")[0]} ${reason}`);
+        gone.sort();
+    });
+}"""
+"""`gone` is then what has left the topic since, and why."""
 
 
 async def test_a_window_that_is_offline_is_gone_and_comes_back_by_itself(demo: DemoProcess) -> None:
     async with windows(demo, "Offline", "Ada", "Grace") as (ada, grace):
         await grace.point(0.5, 0.5)
         await ada.sees_cursor("Grace", 0.5, 0.5)
+        await ada.page.evaluate(GONE)
+        await grace.page.locator("#text").press_sequentially("I am")
+        typing = ada.page.locator("#typing-text")
+        await expect(typing).to_have_text("Grace is typing")
         await grace.page.context.set_offline(True)
         await expect(grace.page.locator("#status-text")).to_have_text("Offline")
         await ada.sees("Ada")
         await expect(ada.page.locator(".cursor")).to_have_count(0)
+        await expect(typing).to_be_empty()
+        # With the connection, and not because nothing was typed for a while.
+        await ada.page.wait_for_function("() => gone.join() === 'cursor disconnect,here disconnect,typing disconnect'")
         await grace.sees("Grace", "Ada")  # as it was, and shown as such
         await expect(grace.page.locator("ephemeral-presence[stale]")).to_have_count(1)
+        await grace.page.fill("#text", "")
+        await grace.page.locator("#text").press_sequentially("I was")
         await grace.page.context.set_offline(False)
+        await expect(typing).to_have_text("Grace is typing")  # what was typed meanwhile is told as well
         await grace.is_live()
         await expect(grace.page.locator("ephemeral-presence[stale]")).to_have_count(0)
         await ada.sees("Ada", "Grace")
@@ -88,12 +111,25 @@ async def test_a_killed_browser_is_gone(demo: DemoProcess, tmp_path: Path) -> No
     async with windows(demo, "Murder", "Ada") as (ada,):
         room = ada.page.url
         async with BareChromium(program(), tmp_path) as other:
-            await other.open(room)
+            tab = await other.open(room)
             await expect(ada.page.locator(".face")).to_have_count(2)
+            await other.until(tab, LIVE)
+            _, name = await ada.page.locator(".face .name").all_inner_texts()
+            await ada.page.evaluate(GONE)
+            await other.point(tab, 0.5, 0.5)
+            await ada.sees_cursor(name, 0.5, 0.5)
+            await other.type(tab, "I am")
+            await expect(ada.page.locator("#typing-text")).to_have_text(f"{name} is typing")
             other.kill()
             begin = time.monotonic()
             await ada.sees("Ada")
+            await expect(ada.page.locator(".cursor")).to_have_count(0)
+            await expect(ada.page.locator("#typing-text")).to_be_empty()
             assert time.monotonic() - begin < 10
+            # With the connection, and not because nothing was typed for a while.
+            await ada.page.wait_for_function(
+                "() => gone.join() === 'cursor disconnect,here disconnect,typing disconnect'"
+            )
 
 
 async def test_a_hidden_tab_neither_flickers_nor_goes(demo: DemoProcess, tmp_path: Path) -> None:

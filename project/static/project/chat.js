@@ -14,6 +14,7 @@ const own = { author: null };
 const state = new EphemeralState(room.dataset.socket);
 const topic = state.topic(room.dataset.topic, { maxRate: 30 });
 $("people").room = topic;
+Object.assign(window, { state, topic }); // to be looked at, and played with, in the browser's console
 
 state.onstatus = ({ detail: status }) => {
   room.dataset.state = status;
