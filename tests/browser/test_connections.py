@@ -132,6 +132,33 @@ async def test_a_killed_browser_is_gone(demo: DemoProcess, tmp_path: Path) -> No
             )
 
 
+async def test_a_page_that_one_comes_back_to_is_as_it_was(demo: DemoProcess, tmp_path: Path) -> None:
+    """The browser keeps the page while another is shown in its place, and takes it up again."""
+    async with windows(demo, "Back", "Ada") as (ada,), BareChromium(program(), tmp_path) as other:
+        tab = await other.open(ada.page.url)
+        await expect(ada.page.locator(".face")).to_have_count(2)
+        await other.until(tab, LIVE)
+        await other.until(tab, f"{FACES}.length === 2")
+        faces = await other.run(tab, FACES)
+        await other.point(tab, 0.5, 0.5)
+        await ada.sees_cursor(faces[0], 0.5, 0.5)
+        await ada.page.evaluate(GONE)
+        await other.run(tab, "addEventListener('pageshow', (event) => (window.persisted = event.persisted)); undefined")
+        await other.go(tab, demo.url)
+        await ada.sees("Ada")
+        await expect(ada.page.locator(".cursor")).to_have_count(0)
+        await ada.page.wait_for_function("() => gone.join() === 'cursor disconnect,here disconnect'")
+        await other.back(tab)
+        assert await other.run(tab, "window.persisted") is True
+        await other.until(tab, LIVE)
+        await other.until(tab, f"{FACES}.length === 2")
+        assert await other.run(tab, FACES) == faces
+        await ada.sees("Ada", faces[0])
+        await ada.sees_cursor(faces[0], 0.5, 0.5)  # set again by the client
+        await ada.say("You are back")
+        await other.until(tab, "document.querySelector('.bubble')?.textContent === 'You are back'")
+
+
 async def test_a_hidden_tab_neither_flickers_nor_goes(demo: DemoProcess, tmp_path: Path) -> None:
     async with windows(demo, "Hidden", "Ada") as (ada,):
         path = "/ws/chat/" + unquote(ada.page.url).split("/room/")[1]
