@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from playwright.async_api import expect
 
+from ..test_demo import follow, read_until, say, value, websocket
 from .process import DemoProcess
 from .windows import Window, windows
 
@@ -85,6 +90,10 @@ async def test_after_a_restart_of_the_server_both_come_back_by_themselves(tmp_pa
         async with windows(own, "Restart", "Ada", "Grace") as (ada, grace):
             await ada.say("before")
             await expect(grace.page.locator(".bubble")).to_have_text(["before"])
+            await ada.point(0.25, 0.75)
+            await grace.sees_cursor("Ada", 0.25, 0.75)
+            await grace.point(0.5, 0.5)
+            await ada.sees_cursor("Grace", 0.5, 0.5)
             own.stop()
             for window in (ada, grace):
                 await expect(window.page.locator("#status-text")).to_have_text("Reconnecting")
@@ -97,11 +106,36 @@ async def test_after_a_restart_of_the_server_both_come_back_by_themselves(tmp_pa
                 await expect(window.page.locator("#text")).to_have_value("a draft is kept")
             await ada.sees("Ada", "Grace")
             await grace.sees("Grace", "Ada")
+            await grace.sees_cursor("Ada", 0.25, 0.75)
+            await ada.sees_cursor("Grace", 0.5, 0.5)
+            await ada.page.fill("#text", "")
             await grace.say("after")
             for window in (ada, grace):
                 await expect(window.page.locator(".bubble")).to_have_text(["before", "after"])
                 # While there was no server, the browser said that it could not connect; nothing else went wrong.
                 window.errors = [error for error in window.errors if "ERR_CONNECTION" not in error]
+            await hold_what_is_stored(own, ["cursor", "cursor", "here", "here"], ada, grace)
+
+
+async def hold_what_is_stored(demo: DemoProcess, kinds: list[str], *people: Window) -> None:
+    """The clients in the windows end up with what the server has: these kinds of keys, with their owners and values."""
+    path = "/ws/chat/" + unquote(people[0].page.url).split("/room/")[1]
+    stored, held = [], []
+    async with websocket(demo, path) as newcomer:
+        topic = await follow(newcomer, path)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(20):
+                while [key.split(":")[0] for key, _, _ in stored] != kinds or held != [stored] * len(people):
+                    await say(newcomer, _orama="ephemeral.list", topic=topic)
+                    entries = (await read_until(newcomer, _orama="ephemeral.snapshot"))["entries"]
+                    stored = sorted([one["key"], one["client_id"], parsed(one)] for one in entries)
+                    held = [await one.holds() for one in people]
+    assert held == [stored] * len(people)
+    assert [key.split(":")[0] for key, _, _ in stored] == kinds
+
+
+def parsed(entry: dict[str, Any]) -> Any:
+    return value(entry) if "payload" in entry else None
 
 
 MARKUP = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)>"

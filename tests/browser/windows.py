@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
@@ -71,6 +72,13 @@ class Window:
     async def sees(self, *names: str) -> None:
         """Exactly these people, oneself first."""
         await expect(self.page.locator(".face .name")).to_have_text(list(names))
+
+    async def holds(self) -> list[list[Any]]:
+        """What this window's client has of the room's topic: key, owner and value of each entry."""
+        held = await self.page.evaluate(
+            "[...topic.entries.values()].map(({ key, owner, value }) => [key, owner, value])"
+        )
+        return sorted(held)
 
     async def say(self, text: str) -> None:
         await self.page.fill("#text", text)
