@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, Page, expect
 
-from ..test_demo import follow, read_until, say, value, websocket
+from ..test_demo import chatter, follow, read_until, say, value, websocket
 from .process import DemoProcess
 from .windows import Window, windows
 
@@ -193,6 +193,41 @@ async def test_a_new_name_and_colour_are_seen_by_all(demo: DemoProcess) -> None:
         await expect(ada.page.locator(".face:has(.you) .name")).to_have_text("عائشة 🌙")
         await ada.say("It is still me")
         await expect(grace.page.locator(".author")).to_have_text(["عائشة 🌙"])
+
+
+@pytest.mark.parametrize("width", [320, 390])
+async def test_everything_fits_on_a_phone(demo: DemoProcess, width: int) -> None:
+    name = "Bartholomäus Maximilian von Hohenstaufen"
+    room = f"What this room is called has no room on a phone of {width}"
+    async with windows(demo, room, name, sizes=((width, 568),)) as (ada,), AsyncExitStack() as others:
+        page = ada.page
+        await page.emulate_media(reduced_motion="reduce")  # on its way in, a thing may be smaller than it is
+        path = "/ws/chat/" + unquote(page.url).split("/room/")[1]
+        people = [await others.enter_async_context(chatter(demo, path, f"{n} {name[:30]}")) for n in range(7)]
+        await expect(page.locator(".face")).to_have_count(8)
+        await say(people[0].connection, type="message", text=f"{'long' * 30} https://example.com/{'x' * 200}")
+        await expect(page.locator(".bubble")).to_have_count(1)
+        typing = f"typing:{people[0].author}"
+        await say(people[0].connection, _orama="ephemeral.set", topic=people[0].topic, key=typing, ttl_ms=None)
+        await expect(page.locator("#typing-text")).to_contain_text("is typing")
+        controls = [page.get_by_role("button", name=name) for name in ("Kill my connection", "Edit name", "Send")]
+        await fits(page, *controls, page.get_by_role("textbox", name="Message"), page.get_by_role("heading", name=room))
+        await controls[1].click()
+        await fits(page, *[page.get_by_role("button", name=name) for name in ("Cancel", "Save")])
+        await page.keyboard.press("Escape")
+        await controls[0].click()
+        await expect(page.locator("#killed")).to_be_visible()
+        await fits(page, *controls, page.locator("#killed"))
+        await page.goto(demo.url)
+        await expect(page.locator("li", has_text=room).locator(".present")).to_have_text("7 here")
+        await fits(page, page.get_by_role("button", name="Enter the room"))
+
+
+async def fits(page: Page, *whole: Locator) -> None:
+    """Nothing is to be scrolled sideways, and these are in view, all of each."""
+    for one in whole:
+        await expect(one).to_be_in_viewport(ratio=1)
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 async def test_it_works_by_keyboard_alone(demo: DemoProcess) -> None:
