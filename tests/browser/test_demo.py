@@ -230,6 +230,48 @@ async def fits(page: Page, *whole: Locator) -> None:
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+async def test_a_screen_reader_is_told_what_happens(demo: DemoProcess) -> None:
+    async with windows(demo, "Heard", "Ada", "Grace") as (ada, grace):
+        log = ada.page.get_by_role("log", name="Messages")
+        # What has this role is read out when it changes: the connection, and who is typing.
+        said = ada.page.get_by_role("status")
+        await expect(said).to_have_text(["Live", ""])
+        await grace.page.locator("#text").press_sequentially("H")
+        await expect(said).to_have_text(["Live", "Grace is typing"])
+        await grace.say("Hello")
+        await expect(log.locator("> *")).to_have_text([re.compile("^Grace joined$"), re.compile("Grace.*Hello$")])
+        await expect(log).to_have_attribute("aria-busy", "false")
+        await expect(said).to_have_text(["Live", ""])
+        await expect(ada.page.get_by_role("list").get_by_role("listitem")).to_have_text(
+            [re.compile("Ada"), re.compile("Grace$")]
+        )
+        await ada.page.get_by_role("button", name="Kill my connection").click()
+        await expect(said).to_have_text([re.compile("^Offline$"), re.compile("^Your connection is gone"), ""])
+        await ada.is_live()
+        await expect(said).to_have_text(["Live", ""])
+
+
+async def test_that_somebody_is_typing_is_read_out_once(demo: DemoProcess) -> None:
+    async with windows(demo, "Once", "Ada", "Grace") as (ada, grace):
+        path = "/ws/chat/" + unquote(ada.page.url).split("/room/")[1]
+        await ada.page.evaluate(
+            """() => {
+                window.read = [];
+                const line = document.getElementById("typing-text");
+                const look = () => read.push(line.textContent);
+                new MutationObserver(look).observe(line, { childList: true, characterData: true, subtree: true });
+            }"""
+        )
+        async with chatter(demo, path, "Hedy"):
+            await ada.sees("Ada", "Grace", "Hedy")
+            await grace.page.locator("#text").press_sequentially("W")
+            await expect(ada.page.locator("#typing-text")).to_have_text("Grace is typing")
+        await ada.sees("Ada", "Grace")  # that somebody else has left changes nothing of it
+        await grace.page.fill("#text", "")
+        await expect(ada.page.locator("#typing-text")).to_be_empty()
+        assert await ada.page.evaluate("read") == ["Grace is typing", ""]
+
+
 async def test_it_works_by_keyboard_alone(demo: DemoProcess) -> None:
     async with windows(demo, "Keyboard", "Ada", "Grace") as (ada, grace):
         await expect(ada.page.locator("#text")).to_be_focused()

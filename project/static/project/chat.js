@@ -202,11 +202,12 @@ $("composer").addEventListener("submit", (event) => {
 function drawTyping() {
   const typists = all("typing").filter(({ mine }) => !mine);
   const names = typists.map(({ owner }) => person(owner)?.name).filter(Boolean);
-  const line = $("typing-text");
-  line.replaceChildren();
-  if (names.length === 1) line.append(named(names[0]), " is typing");
-  if (names.length === 2) line.append(named(names[0]), " and ", named(names[1]), " are typing");
-  if (names.length > 2) line.append(`${names.length} people are typing`);
+  const said = new DocumentFragment();
+  if (names.length === 1) said.append(named(names[0]), " is typing");
+  if (names.length === 2) said.append(named(names[0]), " and ", named(names[1]), " are typing");
+  if (names.length > 2) said.append(`${names.length} people are typing`);
+  // Put there anew, it would be read out anew.
+  if ($("typing-text").textContent !== said.textContent) $("typing-text").replaceChildren(said);
   $("typing").classList.toggle("on", names.length > 0);
 }
 
