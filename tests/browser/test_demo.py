@@ -272,6 +272,59 @@ async def test_that_somebody_is_typing_is_read_out_once(demo: DemoProcess) -> No
         assert await ada.page.evaluate("read") == ["Grace is typing", ""]
 
 
+async def test_the_connection_is_killed_by_keyboard(demo: DemoProcess) -> None:
+    async with windows(demo, "Key", "Ada", "Grace") as (ada, grace):
+        kill = ada.page.get_by_role("button", name="Kill my connection")
+        await tab_to(ada.page, kill)
+        await ada.page.keyboard.press("Enter")
+        await grace.sees("Grace")
+        await expect(ada.page.locator("#status-text")).to_have_text("Offline")
+        await expect(kill).to_be_disabled()
+        await expect(kill).to_be_focused()  # whoever uses the keyboard is not sent back to the beginning
+        await ada.is_live()
+        await grace.sees("Grace", "Ada")
+        await expect(kill).to_be_enabled()
+        await expect(kill).to_be_focused()
+
+
+async def test_a_name_and_a_colour_are_chosen_by_keyboard(demo: DemoProcess) -> None:
+    async with windows(demo, "Keys", "Ada", "Grace") as (ada, grace):
+        keyboard = ada.page.keyboard
+        edit = ada.page.get_by_role("button", name="Edit name")
+        dialog = ada.page.get_by_role("dialog", name="How others see you")
+        hue = "(face) => face.style.getPropertyValue('--hue')"
+        before = await grace.page.locator(".face").last.evaluate(hue)
+        await tab_to(ada.page, edit)
+        await keyboard.press("Enter")
+        await expect(dialog).to_be_visible()
+        await expect(dialog.get_by_role("textbox", name="Name")).to_be_focused()
+        await keyboard.type("Nobody")
+        await keyboard.press("Escape")
+        await expect(dialog).to_be_hidden()
+        await expect(edit).to_be_focused()
+        await keyboard.press("Enter")
+        await expect(dialog.get_by_role("textbox", name="Name")).to_have_value("Ada")
+        await keyboard.type("Countess")  # in place of what is selected
+        await keyboard.press("Tab")
+        await expect(dialog.get_by_role("radio", checked=True)).to_be_focused()
+        await keyboard.press("ArrowRight")
+        await tab_to(ada.page, dialog.get_by_role("button", name="Save"))
+        await keyboard.press("Enter")
+        await expect(dialog).to_be_hidden()
+        await expect(edit).to_be_focused()
+        await grace.sees("Grace", "Countess")
+        assert await grace.page.locator(".face").last.evaluate(hue) != before
+
+
+async def tab_to(page: Page, control: Locator) -> None:
+    """With the Tab key, as often as it takes; all that can be reached is fewer than twenty."""
+    for _ in range(20):
+        await page.keyboard.press("Tab")
+        if await control.evaluate("(control) => control === document.activeElement"):
+            return
+    raise AssertionError("the Tab key does not lead there")
+
+
 async def test_it_works_by_keyboard_alone(demo: DemoProcess) -> None:
     async with windows(demo, "Keyboard", "Ada", "Grace") as (ada, grace):
         await expect(ada.page.locator("#text")).to_be_focused()

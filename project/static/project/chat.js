@@ -236,8 +236,11 @@ for (const gone of ["pointerleave", "pointercancel"])
 
 const AWAY = 4; // seconds
 
-$("kill").addEventListener("click", () => {
-  $("kill").disabled = true;
+const kill = $("kill");
+
+kill.addEventListener("click", () => {
+  if (kill.ariaDisabled === "true") return;
+  kill.ariaDisabled = "true"; // and not `disabled`, which would take the focus away
   state.close();
   count(AWAY);
 });
@@ -246,7 +249,7 @@ function count(seconds) {
   $("killed").hidden = seconds === 0;
   $("countdown").textContent = `${seconds} s.`;
   if (seconds > 0) return setTimeout(count, 1000, seconds - 1);
-  $("kill").disabled = false;
+  kill.ariaDisabled = "false";
   state.connect();
 }
 
