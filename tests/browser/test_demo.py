@@ -195,6 +195,42 @@ async def test_a_new_name_and_colour_are_seen_by_all(demo: DemoProcess) -> None:
         await expect(grace.page.locator(".author")).to_have_text(["عائشة 🌙"])
 
 
+PASSED = """() => {
+    window.passed = []; // every x at which the cursor was drawn, in parts of the stage
+    const stage = document.getElementById("stage");
+    const to = () => [...topic.entries.values()].find(({ key }) => key.startsWith("cursor:")).value;
+    window.rests = () => Math.abs(passed.at(-1) - to().x) < 0.0001;
+    const look = ([{ target }]) => passed.push(new DOMMatrix(target.style.transform).e / stage.clientWidth);
+    new MutationObserver(look).observe(document.querySelector(".cursor"), { attributeFilter: ["style"] });
+}"""
+
+
+async def test_a_cursor_glides_from_place_to_place(demo: DemoProcess) -> None:
+    async with windows(demo, "Glide", "Ada", "Grace") as (ada, grace):
+        await ada.point(0.1, 0.5)
+        await grace.sees_cursor("Ada", 0.1, 0.5)  # at once: it comes from nowhere
+        await grace.page.evaluate(PASSED)
+        between: list[float] = []
+        for x in 5 * (0.9, 0.1):  # where the window is not drawn for a while there is nothing to be seen of a way
+            await grace.page.evaluate("passed.length = 0")
+            await ada.point(x, 0.5)
+            await grace.sees_cursor("Ada", x, 0.5)
+            await grace.page.wait_for_function("() => rests()")
+            passed = await grace.page.evaluate("passed")
+            assert passed == sorted(passed, reverse=x < 0.5)  # nor back and forth
+            if between := [part for part in passed if 0.15 < part < 0.85]:
+                break
+        assert between
+        # Who wants no motion gets none.
+        await grace.page.emulate_media(reduced_motion="reduce")
+        for x in (0.5, 0.9, 0.1):
+            await grace.page.evaluate("passed.length = 0")
+            await ada.point(x, 0.5)
+            await grace.sees_cursor("Ada", x, 0.5)
+            await grace.page.wait_for_function("() => rests()")
+            assert {round(part, 1) for part in await grace.page.evaluate("passed")} == {x}
+
+
 @pytest.mark.parametrize("width", [320, 390])
 async def test_everything_fits_on_a_phone(demo: DemoProcess, width: int) -> None:
     name = "Bartholomäus Maximilian von Hohenstaufen"
