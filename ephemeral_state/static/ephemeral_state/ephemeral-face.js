@@ -10,7 +10,7 @@ style.replaceSync(`
   :host([stale]) ul { filter: grayscale(1); opacity: 0.45 }
   .face, [data-more]:not([data-more=""])::after { border-radius: 9em; background: var(--presence-chip, #8882) }
   ul:not([data-more=""])::after { content: attr(data-more); padding: 0.2em 0.9em }
-  .face { display: flex; gap: 0.55em; align-items: center; max-width: 14em; padding: 0.2em 0.9em 0.2em 0.2em; animation: pop 0.35s backwards }
+  .face { position: relative; display: flex; gap: 0.55em; align-items: center; max-width: 14em; padding: 0.2em 0.9em 0.2em 0.2em; animation: pop 0.35s backwards }
   .face[hidden] { display: none }
   .avatar { display: grid; flex: none; place-items: center; width: 2.75em; height: 2.75em; border-radius: 50%; color: #fff;
     font: 700 0.83em/1 system-ui; background: linear-gradient(145deg, oklch(0.55 0.17 var(--hue)), oklch(0.46 0.18 var(--hue))) }
