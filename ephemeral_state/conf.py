@@ -117,7 +117,7 @@ _SECONDS = frozenset(
         "shutdown_timeout",
     )
 )
-_MIN_LEASE = 1.5
+_LEAST_SECONDS = {"lease": (1.5, ", three beats"), "max_grace": (0.0, "")}
 _MAX_SECONDS = 10**9  # what is stored in ms and µs stays exact
 _COUNTS = frozenset(
     (
@@ -137,7 +137,7 @@ def _fault(name: str, value: object) -> str:
     if name in _SECONDS:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"must be a number of seconds, not {type(value).__name__}"
-        least, why = (_MIN_LEASE, ", three beats") if name == "lease" else (0.001, "")
+        least, why = _LEAST_SECONDS.get(name, (0.001, ""))
         if not least <= value <= _MAX_SECONDS:  # also true of NaN
             return f"must be a finite number of at least {least} seconds{why}, not {value!r:.80}"
     elif name in _COUNTS:

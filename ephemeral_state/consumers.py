@@ -32,6 +32,7 @@ from .node import wait_in
 from .policy import allows, get_policy, require
 from .protocol import (
     Command,
+    Flow,
     Ref,
     add_ref,
     decode_command,
@@ -78,7 +79,8 @@ class _Base(AsyncConsumer):
 
     ephemeral_ping_interval: float = 0
     """Seconds of silence after which the client gets an `ephemeral.ping` frame, which it must answer with an
-    `ephemeral.pong`; one that is silent for 10 s more is ended. 0: never ask, and trust the server's own pings."""
+    `ephemeral.pong` that repeats its `n`; one that is silent for 10 s more is ended. It is asked amid much text, too,
+    and then sent no more than 1 MB ahead of the answer. 0: never ask, and trust the server's own pings."""
 
     _ephemeral: Lifecycle | None = None
     _ephemeral_read_ahead: int = READ_AHEAD
@@ -146,10 +148,14 @@ class _Base(AsyncConsumer):
         return Topic(self.ephemeral_namespace, topic)
 
     async def _ephemeral_subscribe(self, topic: Topic, batch: bool, max_rate: float | None) -> None:
-        # A handler is called for one event at a time: of a batch, all at once would be more than the rate.
-        how = flow(batch and not self._overrides("ephemeral_event", "ephemeral_snapshot"), max_rate)
+        how = self._ephemeral_flow(flow(batch, max_rate))
         self._ephemeral_lifecycle().require_accepted()
         await self._ephemeral_connection().subscribe(topic, flow=how)
+
+    def _ephemeral_flow(self, wanted: Flow) -> Flow:
+        # A handler is called for one event at a time: of a batch, all at once would be more than the rate.
+        handles = self._overrides("ephemeral_event", "ephemeral_snapshot")
+        return wanted._replace(batch=False) if handles else wanted
 
     async def _ephemeral_end(self) -> None:
         if self._ephemeral is None:
@@ -471,7 +477,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         most = get_settings().max_topics_per_client
         if topic not in self._followed and len(self._followed) >= most:
             raise TooManyTopics(f"{len(self._followed)} topics are followed, the limit is {most}")
-        self._gate.charge(await connection.subscribe(topic, command.ref, command.flow))
+        self._gate.charge(await connection.subscribe(topic, command.ref, self._ephemeral_flow(command.flow)))
         self._followed.add(topic)
 
     async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:

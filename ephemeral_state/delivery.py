@@ -141,7 +141,7 @@ class Direct:
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
         # An empty set or deque takes hundreds of bytes, of each of thousands of sockets, and most need neither.
-        self._batched: frozenset[Topic] = frozenset()
+        self._batched: set[Topic] | None = None
         self._waiting = _Waiting()
         self._rest: deque[tuple[Topic, Rest, int]] | None = None  # of a snapshot of which the beginning was sent
         self._sending: asyncio.Task[None] | None = None
@@ -179,9 +179,10 @@ class Direct:
         if self._closed:
             return
         if batch:
-            self._batched |= {topic}
-        else:
-            self._batched -= {topic}
+            self._batched = self._batched or set()
+            self._batched.add(topic)
+        elif self._batched:
+            self._batched.discard(topic)
         if self._is_behind():
             self._waiting.welcome(topic, view, ref)
             self._drain_if_it_needs_a_task()
@@ -194,7 +195,7 @@ class Direct:
     def hear(self, news: News) -> None:
         events = news.events
         if events and not self._closed and not self._is_behind():
-            if news.topic in self._batched:
+            if self._batched and news.topic in self._batched:
                 parts = news.parts()
                 parts = parts[self._push([part.text for part in parts]) :]
                 events = [event for part in parts for event in part.events]
@@ -205,7 +206,8 @@ class Direct:
             self._drain_if_it_needs_a_task()
 
     def forget(self, topic: Topic) -> None:
-        self._batched -= {topic}
+        if self._batched:
+            self._batched.discard(topic)
         self._waiting.forget(topic)
         if self._rest:
             self._rest = deque(each for each in self._rest if each[0] != topic)
@@ -296,12 +298,13 @@ class Direct:
                     _, rest_of_it, at = self._rest.popleft()
                     await self._send_text(rest_of_it[at])
                     continue
-                topic, what = self._waiting.pop(self._batched)
+                topic, what = self._waiting.pop(self._batched or ())
+                in_batches = self._batched is not None and topic in self._batched
                 if isinstance(what, _Welcome):
-                    text, rest_of_it = what.view.snapshot(batch=topic in self._batched)
+                    text, rest_of_it = what.view.snapshot(batch=in_batches)
                     self._keep(topic, rest_of_it, 0)
                     await self._send_text(add_ref(text, what.ref))
-                elif topic in self._batched:
+                elif in_batches:
                     for part in encode_events(topic.name, what):
                         await self._send_text(part.text)
                 else:

@@ -111,8 +111,7 @@ class Gate:
             self._bucket.refuse(cost)
             require_size(data, self._most)
         wait = self._bucket.take(cost)
-        is_pong = isinstance(data, str) and decode_pong(data) is not None
-        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not is_pong):
+        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not _is_pong(data)):
             raise RateLimited(math.ceil(wait * 1000))
 
     async def _send_away(self) -> Message:
@@ -131,3 +130,7 @@ class Gate:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self._send({"type": "websocket.close", "code": REFUSED_TOO_OFTEN})
         return {"type": "websocket.disconnect", "code": REFUSED_TOO_OFTEN}
+
+
+def _is_pong(data: str | bytes) -> bool:
+    return isinstance(data, str) and decode_pong(data) is not None

@@ -323,7 +323,7 @@ class Lifecycle:
 
 
 def _any_number() -> int:
-    return secrets.randbelow(2**48) + 1  # JavaScript has whole numbers up to 2**53
+    return secrets.randbelow(2**31) + 1  # what every client's JSON writes as it was
 
 
 def _is_departure(error: BaseException) -> bool:

@@ -295,6 +295,8 @@ def decode_pong(text: str) -> int | None:
     if not isinstance(frame, dict) or frame.pop("_orama", None) != _PONG:
         return None
     number = frame.pop("n", 0)
+    if type(number) is float and number.is_integer():  # there are clients that write 7.0
+        number = int(number)
     return number if type(number) is int and not frame else None
 
 

@@ -223,6 +223,7 @@ async def test_without_an_interval_nobody_is_asked():
         ('{"_orama":"ephemeral.pong"}', 0),
         (' { "_orama" : "ephemeral.pong" } ', 0),
         ('{"_orama":"ephemeral.pong","n":7}', 7),
+        ('{"_orama":"ephemeral.pong","n":7.0}', 7),
         ('{ "n": 281474976710656, "_orama": "ephemeral.pong" }', 2**48),
     ],
 )
@@ -239,7 +240,8 @@ def test_a_pong_is_recognised_however_it_is_written(frame, number):
         '["ephemeral.pong"]',
         '{"_orama":"ephemeral.pong","n":"7"}',
         '{"_orama":"ephemeral.pong","n":true}',
-        '{"_orama":"ephemeral.pong","n":7.0}',
+        '{"_orama":"ephemeral.pong","n":7.5}',
+        '{"_orama":"ephemeral.pong","n":NaN}',
         '{"_orama":"ephemeral.pong","n":[[[[',
         '{"_orama":"ephemeral.ping","n":7,"x":"ephemeral.pong"}',
     ],
