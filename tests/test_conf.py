@@ -61,7 +61,7 @@ def fault(raw):
 
 
 def test_the_lists_of_this_module_name_every_key():
-    others = {"OPTIONS", "REVOKE_ON_SIGNALS"}
+    others = {"OPTIONS", "REVOKE_ON_SIGNALS", "MAX_GRACE"}
     assert set(GOOD) == {field.name.upper() for field in fields(Settings)} == {*SECONDS, *COUNTS, *TEXTS, *others}
 
 
