@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from itertools import chain
@@ -20,7 +21,7 @@ __all__ = ["Delivery", "Direct", "Dispatched", "News", "Send", "View"]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-_ASK: Final = 256 * 1024  # characters sent before the peer is asked whether it has read them
+_ASK: Final = 256 * 1024  # characters sent before the peer is asked again whether it has read them
 _UNREAD: Final = 4 * _ASK  # sent before it has answered; far more than a peer that reads lets pass
 
 
@@ -127,16 +128,18 @@ class Direct:
     """
 
     def __init__(
-        self, send: Send, gone: Callable[[BaseException], None], ask: Callable[[], None] | None = None
+        self, send: Send, gone: Callable[[BaseException], None], ask: Callable[[int], None] | None = None
     ) -> None:
         """`gone` is called when sending shows that the peer is not there any more. `ask`, where the peer can be asked
-        whether it has read what was sent: `answered` is to be called when it says so. Some servers take whatever
-        they are given and keep it in memory, so what is sent ahead of an answer is bounded here."""
+        whether it has read what was sent, is called with how much that is: `answered` is to be called with it when
+        the peer says so. Some servers take whatever they are given and keep it in memory, so what is sent ahead of an
+        answer is bounded here."""
         self._send = send
         self._gone = gone
         self._ask = ask
-        self._unread = 0  # characters sent since the question that was answered last
-        self._asked_at: int | None = None  # how many of those were sent when the open question was asked
+        self._sent = 0  # characters, up to now
+        self._read_to = 0  # how many of them the peer has read, as it says
+        self._ask_at = math.inf if ask is None else _ASK  # how many there are when it is asked the next time
         self._read: asyncio.Future[None] | None = None
         # Middleware may set and reset context variables around a send, which must begin and end in one context.
         self._context = contextvars.copy_context()
@@ -151,16 +154,13 @@ class Direct:
     @property
     def held(self) -> bool:
         """Nothing is sent before the peer has answered."""
-        return self._asked_at is not None and self._unread >= _UNREAD
+        return self._ask is not None and self._sent - self._read_to >= _UNREAD
 
-    def answered(self) -> None:
-        """The peer has read everything that was sent before the question."""
-        if self._asked_at is None:
-            return
-        self._unread -= self._asked_at
-        self._asked_at = None
+    def answered(self, read: int) -> None:
+        """The peer has read everything that was sent before the question which `ask` was called with this."""
+        self._read_to = max(self._read_to, read)
         self._no_longer_held()
-        if (self._rest or self._waiting) and self._sending is None and not self._closed:
+        if (self._rest or self._waiting) and self._sending is None and not self._closed and not self.held:
             self._drain_in_task()
 
     async def until_read(self) -> None:
@@ -171,9 +171,9 @@ class Direct:
 
     def count(self, text: str) -> None:
         """This is sent beside the stream, and is to be read too."""
-        self._unread += len(text)
-        if self._unread >= _ASK:
-            self._ask_once()
+        self._sent += len(text)
+        if self._sent >= self._ask_at:
+            self._ask_again()
 
     def welcome(self, topic: Topic, view: View, ref: Ref, *, batch: bool = False) -> None:
         if self._closed:
@@ -241,11 +241,11 @@ class Direct:
         if self._read is not None and not self._read.done():
             self._read.set_result(None)
 
-    def _ask_once(self) -> bool:
-        """Ask the peer whether it has read what was sent, unless it is being asked. True if it is to read first."""
-        if self._asked_at is None and self._ask is not None:
-            self._asked_at = self._unread
-            self._ask()
+    def _ask_again(self) -> bool:
+        """Ask the peer whether it has read what was sent. True if it is to read first."""
+        if self._ask is not None:
+            self._ask_at = self._sent + _ASK
+            self._ask(self._sent)
         return self.held
 
     def _push(self, texts: Iterable[str]) -> int:
@@ -257,7 +257,7 @@ class Direct:
         send, taken = self._send, 0
         for text in texts:
             taken += 1
-            self._unread += len(text)
+            self._sent += len(text)
             try:
                 coroutine: Any = send({"type": "websocket.send", "text": text})
                 if type(coroutine) is not CoroutineType:
@@ -265,7 +265,7 @@ class Direct:
                     coroutine = steps.awaited(coroutine)
                 waits_for = coroutine.send(None)
             except StopIteration:
-                if self._unread >= _ASK and self._ask_once():
+                if self._sent >= self._ask_at and self._ask_again():
                     break
                 continue
             except (Exception, asyncio.CancelledError) as error:
@@ -273,7 +273,7 @@ class Direct:
                     # Perhaps because there is no task: the time limits of asyncio and anyio want one, and cancel it. If
                     # it is for another reason, the next attempt will show.
                     self._needs_task = True
-                    self._unread -= len(text)
+                    self._sent -= len(text)
                     self._drain_in_task(text=text)
                     break
                 # Cancelled is what the socket waited for; nobody can cancel us within a step.

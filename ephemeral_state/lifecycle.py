@@ -72,7 +72,8 @@ class Lifecycle:
         self._pinging: asyncio.Task[None] | None = None
         self._direct: Direct | None = None
         self._pinged_at = self._heard_at
-        self._asked = 0  # the number of the ping that asks whether everything before it was read; 0: it was
+        self._questions: dict[int, tuple[int, asyncio.Task[None]]] = {}  # open pings amid text: it and what is sent
+        self._read_at = self._heard_at  # when it last said that it has read something
         self._pump = self.loop.create_task(self._read_ahead())
 
     def connection(self) -> Connection:
@@ -127,6 +128,7 @@ class Lifecycle:
             self._ping_timer.cancel()
         if self._pinging is not None:
             self._pinging.cancel()
+        self._ask_no_more()
         self._pump.cancel()
         ending = self.end(abnormal=abnormal)
         for task in (self._pump, ending):
@@ -184,9 +186,8 @@ class Lifecycle:
                 message = await self._receive()
                 self._heard_at = self.loop.time()
                 if self._ping_interval and (number := decode_pong(message.get("text") or "")) is not None:
-                    if number and number == self._asked and self._direct is not None:
-                        self._asked = 0
-                        self._direct.answered()
+                    if number in self._questions:
+                        self._has_read(number)
                     continue
                 self._inbox.append(message)
                 self._wake()
@@ -265,28 +266,43 @@ class Lifecycle:
         # One that speaks is asked now and then, too: it may hear nothing else of us, and think that we are gone.
         is_due = silent >= self._ping_interval or self.loop.time() - self._pinged_at >= 2 * self._ping_interval
         if is_due and (self._pinging is None or self._pinging.done()):
-            self._ping(_any_number())
+            self._pinging = self._ping(_any_number())
         # To the point: whoever vanishes is ended so long after what was last heard, and not up to a period later.
         wait = self._ping_interval - silent
         if wait <= 0:
             wait = min(_PING_TIMEOUT / 2, wait + _PING_TIMEOUT)
         self._ping_timer = self.loop.call_later(wait, self._ping_or_give_up)
 
-    def _ping(self, number: int) -> None:
+    def _ping(self, number: int) -> asyncio.Task[None]:
         self._pinged_at = self.loop.time()
-        self._pinging = self.loop.create_task(self.send({"type": "websocket.send", "text": encode_ping(number)}))
+        return self.loop.create_task(self.send({"type": "websocket.send", "text": encode_ping(number)}))
 
-    def _ask_whether_read(self) -> None:
+    def _ask_whether_read(self, sent: int) -> None:
         # Not to be guessed: one that says so without reading would have us send on and on.
-        self._asked = _any_number()
-        self._ping(self._asked)
-        self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, self._asked)
+        number = _any_number()
+        self._questions[number] = sent, self._ping(number)
+        self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, number)
 
-    def _give_up_if_held(self, asked: int) -> None:
-        if self._over or self._asked != asked or self._direct is None:
+    def _has_read(self, number: int) -> None:
+        """Up to the ping with this number, one of those that are open."""
+        assert self._direct is not None
+        read, _ = self._questions[number]
+        self._questions = {other: what for other, what in self._questions.items() if what[0] > read}
+        self._read_at = self.loop.time()
+        self._direct.answered(read)
+
+    def _ask_no_more(self) -> None:
+        for _, asking in self._questions.values():
+            asking.cancel()
+        self._questions.clear()
+
+    def _give_up_if_held(self, number: int) -> None:
+        if self._over or number not in self._questions or self._direct is None:
             return
-        if not self._direct.held:  # it may be, later, and is not asked again before it has answered
-            self.loop.call_later(_PING_TIMEOUT, self._give_up_if_held, asked)
+        # However far behind it is: one that goes on reading stays.
+        left = self._read_at + _PING_TIMEOUT - self.loop.time()
+        if not self._direct.held or left > 0:
+            self.loop.call_later(left if left > 0 else _PING_TIMEOUT, self._give_up_if_held, number)
         else:
             # Whatever else it says: it does not read, or does not tell, and would never hear of anything again.
             log.info(
@@ -295,6 +311,7 @@ class Lifecycle:
                 client=self._client_id() or "",
                 seconds=_PING_TIMEOUT,
             )
+            self._ask_no_more()
             self._pinging = self.loop.create_task(self._give_up())
 
     async def _give_up(self) -> None:

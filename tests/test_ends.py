@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import time
 
 import pytest
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -142,8 +143,9 @@ async def test_a_client_that_does_not_say_that_it_has_read_much_text_is_ended_th
     await until(lambda: client.texts)
     await set_much("x" * 12_000)
     while not client.task.done():
-        if says == "the first ping's":
+        if says == "the first ping's":  # again and again, while more comes
             client.answers(client.pings[0])
+            await set_much("x" * 12_000)
         elif says:
             client.says(says)
         await asyncio.sleep(0.02)
@@ -169,6 +171,27 @@ async def test_a_client_that_was_asked_long_before_it_had_too_much_unread_is_end
     await set_much("x" * 12_000)
     await until(client.task.done)
     assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+    await api.aclear("t", "much")
+
+
+async def test_a_client_that_reads_slowly_stays_however_far_behind_it_is(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(Following, "ephemeral_ping_interval", 600)
+    client = Client(Following())
+    await until(lambda: client.texts)
+    begin, answered = time.monotonic(), 0
+    while time.monotonic() - begin < 3 and not client.task.done():
+        for n in range(100):
+            await api.aset("t", "much", f"{n} {'x' * 12_000}")
+        if len(client.pings) > answered:  # it reads a fourth of what it may have unread, and then the next
+            client.answers(client.pings[answered])
+            answered += 1
+        await asyncio.sleep(0.3)
+    assert not client.task.done()
+    assert answered >= 5
+    # That took each of them more than the time in which something is to be read.
+    assert len(client.pings) - answered >= 2
+    await client.leaves(1000)
     await api.aclear("t", "much")
 
 
