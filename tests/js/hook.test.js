@@ -45,9 +45,9 @@ function world() {
   made.hear = (kind, fields) =>
     act(async () => made.socket.onmessage({ data: JSON.stringify({ _orama: `ephemeral.${kind}`, topic: "room:1", ...fields }) }));
   made.verbs = () => made.sent.map(({ _orama }) => _orama.replace("ephemeral.", ""));
-  made.Names = ({ name = "room:1" }) => {
+  made.Names = ({ name = "room:1", options }) => {
     made.renders++;
-    const { entries, status, room } = useTopic(made.state, name);
+    const { entries, status, room } = useTopic(made.state, name, options);
     made.room = room;
     return h("p", null, `${status}: ${[...entries.values()].map(({ value }) => value).join(", ")}`);
   };
@@ -95,6 +95,20 @@ test("two components share a topic; another name is another topic", async () => 
   assert.deepEqual(made.sent.map(({ _orama, topic }) => [_orama.replace("ephemeral.", ""), topic]), [
     ["subscribe", "room:1"], ["subscribe", "room:2"], ["unsubscribe", "room:1"],
   ]);
+  await act(async () => made.root.unmount());
+  made.state.close();
+});
+
+test("each name has the options that it was first used with", async () => {
+  const made = world();
+  const options = (maxRate) => ({ key: 1, options: { maxRate } });
+  await made.render([h(made.Names, options(20))]);
+  await act(async () => made.socket.onopen());
+  await made.render([h(made.Names, options(30))]);
+  await made.render([h(made.Names, { ...options(40), name: "room:2" })]);
+  await act(async () => sleep(20));
+  const asked = made.sent.filter(({ _orama }) => _orama === "ephemeral.subscribe");
+  assert.deepEqual(asked.map(({ topic, max_rate }) => [topic, max_rate]), [["room:1", 20], ["room:2", 40]]);
   await act(async () => made.root.unmount());
   made.state.close();
 });

@@ -4,7 +4,7 @@
  * @module
  */
 
-import { useMemo, useRef, useSyncExternalStore } from "react";
+import { useMemo, useSyncExternalStore } from "react";
 
 /** @typedef {import("./ephemeral-state.js").EphemeralState} EphemeralState */
 /** @typedef {import("./ephemeral-state.js").Entry} Entry */
@@ -30,21 +30,22 @@ const NOTHING = { entries: new Map(), status: "connecting", room: null };
  * @returns {Seen}
  */
 export function useTopic(state, name, options) {
-  const first = useRef(options);
   // What was seen belongs to this state and this name: under another name there is nothing until it is looked at.
   const { subscribe, look } = useMemo(() => {
     let seen = NOTHING;
     const subscribe = (/** @type {() => void} */ changed) => {
       if (!state) return () => {};
-      const room = state.topic(name, first.current);
+      const room = state.topic(name, options);
       const letGo = room.use();
       let waiting = false;
+      let stopped = false;
       const told = () => {
         // Once for all changes of a frame, and of several frames that come together.
         if (waiting) return;
         waiting = true;
         queueMicrotask(() => {
           waiting = false;
+          if (stopped) return;
           seen = { entries: new Map(room.entries), status: room.status, room };
           changed();
         });
@@ -53,6 +54,7 @@ export function useTopic(state, name, options) {
       state.addEventListener("status", told);
       told();
       return () => {
+        stopped = true;
         stop();
         state.removeEventListener("status", told);
         letGo();

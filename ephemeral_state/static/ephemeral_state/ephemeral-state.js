@@ -1010,7 +1010,8 @@ export class EphemeralState extends EventTarget {
 
   /** @internal @param {Topic} topic */
   _left(topic) {
-    if (this.#topics.get(topic.name) === topic) this.#topics.delete(topic.name);
+    // Not by its name, which is not what it is filed under where that cannot be one.
+    for (const [name, other] of this.#topics) if (other === topic) this.#topics.delete(name);
     this.#update();
   }
 
