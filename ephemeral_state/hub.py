@@ -32,7 +32,7 @@ _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or 
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
 _PAUSE: Final = 0.002  # seconds from telling a room of something to telling it of the next
 _BATCH_PAUSE: Final = 0.01  # the same for those who take several events in one frame
-_LONGEST_PAUSE: Final = 0.02  # seconds; where telling takes long, so does the pause
+_LONGEST_PAUSE: Final = 0.02  # seconds; where telling takes long, so does the pause, as long as more comes
 _RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
 
 
@@ -558,6 +558,8 @@ class _Lane:
         self._late: dict[Delivery, Outbox | Log] = {}
         self._began = 0.0
         self._rests_until = 0.0
+        self._rests_at_most_until = 0.0
+        self._came = False  # something, since it was last looked
         self._timer: asyncio.Handle | None = None
         self._tally = tally()
 
@@ -587,12 +589,22 @@ class _Lane:
         self._waiting.add(events)
         for own in self._late.values():
             own.add(events)
+        self._came = True
         if self._timer is None:
             loop = asyncio.get_running_loop()
             if loop.time() >= self._rests_until:
                 self._send()
             else:
-                self._timer = loop.call_at(self._rests_until, self._send)
+                self._timer = loop.call_at(self._rests_until, self._send_or_wait)
+
+    def _send_or_wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._came and now < self._rests_at_most_until:
+            self._came = False
+            self._timer = loop.call_at(min(now + _PAUSE, self._rests_at_most_until), self._send_or_wait)
+        else:
+            self._send()
 
     def _send(self) -> None:
         self._timer = None
@@ -621,11 +633,13 @@ class _Lane:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
+        self._rests_until = now + self._pause
         # What has come meanwhile, a loop that is busy with this room has yet to take in. Told at once, it goes out with
-        # fewer system calls.
-        self._rests_until = now + max(self._pause, min((now - self._began) / 2, _LONGEST_PAUSE))
+        # fewer system calls. When no more comes, a longer rest would be for nothing.
+        self._rests_at_most_until = now + max(self._pause, min((now - self._began) / 2, _LONGEST_PAUSE))
+        self._came = False
         if self._waiting or any(self._late.values()):
-            self._timer = loop.call_at(self._rests_until, self._send)
+            self._timer = loop.call_at(self._rests_until, self._send_or_wait)
 
     def _join(self, delivery: Delivery) -> None:
         self._members[delivery] = None

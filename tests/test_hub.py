@@ -774,9 +774,11 @@ class Slow:
 
     def __init__(self, seconds):
         self.seconds = seconds
+        self.heard = []
 
     def hear(self, news):
         time.sleep(self.seconds)
+        self.heard.append(news)
 
 
 @pytest.mark.parametrize(("took", "rests"), [(0.02, 0.01), (0.2, 0.02)])
@@ -785,9 +787,31 @@ async def test_a_room_rests_for_half_of_the_time_that_telling_took_but_not_for_l
     lane.add(Slow(took))
     lane.tell([Event("k", "c", b"", None, None, "text", Revision(1, 1))])
     await until(lambda: lane._rests_until)
-    rest = lane._rests_until - lane._began
+    rest = lane._rests_at_most_until - lane._began
     assert rest >= took + rests
     assert rest <= (time.monotonic() - lane._began) + rests + 0.01
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_room_rests_no_longer_than_more_comes(monkeypatch, goes_on):
+    monkeypatch.setattr(hub_module, "_LONGEST_PAUSE", 10.0)
+    monkeypatch.setattr(hub_module, "_PAUSE", 0.1)
+    lane, subscriber = _Lane(TOPIC, PLAIN), Slow(1.0)
+    lane.add(subscriber)
+    event = Event("k", "c", b"", None, None, "text", Revision(1, 1))
+    lane.tell([event])
+    subscriber.seconds = 0
+    began, told = time.monotonic(), 1
+    lane.tell([event])
+    while len(subscriber.heard) == 1:
+        await asyncio.sleep(0.01)
+        if goes_on:
+            lane.tell([event])
+            told += 1
+    took = time.monotonic() - began
+    assert (took >= 0.5) is goes_on, "half of what telling took, or as soon as nothing comes"
+    assert len(subscriber.heard[1].events) >= told - 1
+    lane.stop()
 
 
 def counting(rig):
