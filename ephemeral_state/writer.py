@@ -19,7 +19,7 @@ __all__ = ["Writer"]
 
 _MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
-_SPACING: Final = 0.005  # seconds from one batch of those who can wait for company to the next
+_SPACING: Final = 0.008  # seconds between batches of those who can wait for company: half a frame of a screen
 _PAUSE: Final = 0.001  # seconds from one publishing to the next, in which more may come
 _LONG_PAUSE: Final = 0.01  # the same where all who hear of it have most likely heard of it without that
 
