@@ -17,6 +17,7 @@ from ephemeral_state.policy import (
     OwnKeys,
     Policy,
     TopicPermissions,
+    allows,
     get_policy,
     require,
 )
@@ -138,6 +139,47 @@ async def test_a_sync_method_does_not_run_in_the_event_loops_thread():
 
     await require(decide, {})
     assert threads[0] is not threading.current_thread()
+
+
+def test_no_thread_is_asked_for_what_another_question_answers_or_nobody_does():
+    class Quick(Policy):
+        async def can_subscribe(self, scope, namespace, topic):
+            return True
+
+        async def can_set(self, scope, namespace, topic, key):
+            return key == "mine"
+
+    def begun(policy, verb, *what):
+        """Without a loop: a thread could not be waited for."""
+        try:
+            allows(getattr(policy, verb), {}, *what).send(None)
+        except StopIteration as answer:
+            return answer.value
+
+    assert begun(Quick(), "can_list", "", "topic") is True
+    assert begun(Quick(), "can_clear", "", "topic", "mine") is True
+    assert begun(Quick(), "can_clear", "", "topic", "theirs") is False
+    assert [begun(DenyAll(), verb, *what) for verb, what in VERBS.items()] == [False] * 4
+
+
+async def test_what_a_sync_question_answers_too_is_asked_in_a_thread():
+    threads = []
+
+    class Slow(Policy):
+        def can_set(self, scope, namespace, topic, key):
+            threads.append(threading.current_thread())
+            return True
+
+        async def can_clear(self, scope, namespace, topic, key):
+            raise AssertionError("is not asked about a set")
+
+    class SlowToo(Slow):
+        can_clear = Policy.can_clear
+
+    assert await allowed(Slow().can_set, {}, *VERBS["can_set"])
+    assert await allowed(SlowToo().can_clear, {}, *VERBS["can_clear"])
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.usefixtures("threaded_db")
