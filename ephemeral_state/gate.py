@@ -29,7 +29,7 @@ _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
 _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
-_IN_A_ROW: Final = 32  # commands carried out before others have their turn
+_IN_A_ROW: Final = 64  # commands carried out before others have their turn; what they change is told at once
 # Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
 # floods is sent away, the sooner that ends.
 _REFUSED_IN_A_ROW: Final = 50
