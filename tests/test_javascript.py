@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.staticfiles.storage import ManifestStaticFilesStorage, staticfiles_storage
+from django.core.management import call_command
 
 from .browser.process import ROOT, DemoProcess
 
@@ -72,3 +74,54 @@ def test_a_project_in_typescript_compiles_with_the_declarations() -> None:
 def test_two_clients_see_each_other_on_a_real_server(tmp_path: Path, server: str) -> None:
     with DemoProcess(tmp_path, "--server", server) as demo:
         run("node", "live.js", f"ws://127.0.0.1:{demo.port}/ws/state/")
+        bundle("live.js", tmp_path / "live.mjs", "--platform=node", "--format=esm", f"--banner:js={WITH_REQUIRE}")
+        run("node", tmp_path / "live.mjs", f"ws://127.0.0.1:{demo.port}/ws/state/")
+
+
+def test_each_file_goes_into_a_bundle_for_a_page(tmp_path: Path) -> None:
+    for file in STATIC.glob("ephemeral-*.js"):
+        bundle(file, tmp_path / file.name, "--platform=browser", "--format=iife")
+        assert "require(" not in (tmp_path / file.name).read_text()
+
+
+@pytest.mark.parametrize("aggregates", [False, True], ids=["as-it-is", "import-aggregation"])
+def test_its_files_import_each_other_where_names_carry_hashes(tmp_path: Path, settings: Any, aggregates: bool) -> None:
+    storage = f"{__name__}.{'Aggregating' if aggregates else 'Hashing'}"
+    settings.STATIC_ROOT = tmp_path
+    settings.STORAGES = settings.STORAGES | {"staticfiles": {"BACKEND": storage}}
+    call_command("collectstatic", interactive=False, verbosity=0)
+    for name in ("state", "presence", "face"):
+        address = staticfiles_storage.url(f"ephemeral_state/ephemeral-{name}.js")
+        file = tmp_path / address.removeprefix(settings.STATIC_URL)
+        assert re.fullmatch(rf"ephemeral-{name}\.[0-9a-f]{{12}}\.js", file.name)
+        bundle(file, tmp_path / "bundle.js", "--platform=browser")  # which finds what it imports
+        if aggregates:
+            assert not re.search(r"""from ["']\./ephemeral-\w+\.js""", file.read_text())
+
+
+class Hashing(ManifestStaticFilesStorage):
+    pass
+
+
+class Aggregating(ManifestStaticFilesStorage):
+    support_js_module_import_aggregation = True
+
+
+# The package "ws" is of the older kind, and asks Node for its modules in the older way.
+WITH_REQUIRE = 'import { createRequire } from "node:module"; const require = createRequire(import.meta.url);'
+
+
+def bundle(source: str | Path, target: Path, *options: str) -> None:
+    """By esbuild, as for production. What the files import from elsewhere, React, is that of the project."""
+    entry = f"--outfile={target}"
+    environment = os.environ | {"NODE_PATH": str(HERE / "node_modules")}
+    run(
+        "node_modules/.bin/esbuild",
+        source,
+        "--bundle",
+        "--minify",
+        "--log-level=warning",
+        entry,
+        *options,
+        env=environment,
+    )
