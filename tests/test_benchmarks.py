@@ -36,14 +36,16 @@ OURS = {"uvicorn memory ours", "uvicorn memory ours batch"}
 
 
 def test_steady_counts_every_delivery_and_can_be_drawn(run, tmp_path, capsys):
-    runs = run(steady, "--layers", "pubsub", "--seconds", "0.3")
+    apps = ("ours", "sync", "handwritten", "bare", "socketio")
+    runs = run(steady, "--layers", "pubsub", "--seconds", "0.3", "--apps", *apps)
     ceiling = runs.pop("node - blast")
     assert ceiling["updates"] > 0
     for name, result in runs.items():
         assert result["sent"] > 0, name
         assert result["delivered"] == result["expected"] == 20 * result["sent"], name
     ours = {"uvicorn pubsub ours", "uvicorn pubsub ours batch"}
-    assert runs.keys() == ours | {"uvicorn pubsub handwritten", "uvicorn - bare", "node - socketio"}
+    others = {"uvicorn pubsub sync", "uvicorn pubsub handwritten", "uvicorn - bare", "node - socketio"}
+    assert runs.keys() == ours | others
 
     assert plot.main(["--results", str(tmp_path), "--images", str(tmp_path)]) == 0
     capsys.readouterr()

@@ -20,7 +20,7 @@ __all__ = ["SOCKETIO", "Comparison", "Result", "compare", "contenders", "parser"
 
 Result = dict[str, Any]
 
-APPS = ("ours", "handwritten", "bare", "socketio")
+APPS = ("ours", "handwritten", "bare", "socketio", "sync")
 SOCKETIO = Contender("node", "-", "socketio")
 
 
@@ -73,7 +73,7 @@ def parser(
     made.add_argument("--seconds", type=float, default=seconds, help=f"of one run; default: {seconds:g}")
     made.add_argument("--servers", nargs="+", choices=servers, default=list(servers))
     made.add_argument("--layers", nargs="+", choices=("memory", "pubsub", "core"), default=list(layers))
-    made.add_argument("--apps", nargs="+", choices=APPS, default=list(APPS))
+    made.add_argument("--apps", nargs="+", choices=APPS, default=list(APPS[:4]), help="default: all but sync")
     made.add_argument("--quick", action="store_true", help="one small round, to see that it works; writes nothing")
     made.add_argument("--results", metavar="DIR", help="where to write the results; default: benchmarks/results")
     return made
@@ -86,6 +86,7 @@ def contenders(options: argparse.Namespace, *, variants: Sequence[str] = ("",), 
         for layer in options.layers:
             made += [Contender(server, layer, "ours", variant) for variant in variants]
             made.append(Contender(server, layer, "handwritten"))
+            made.append(Contender(server, layer, "sync"))
         if bare:
             made.append(Contender(server, "-", "bare"))
     return [contender for contender in [*made, SOCKETIO] if contender.app in options.apps]

@@ -30,7 +30,7 @@ class Contender(NamedTuple):
     layer: str
     """`memory`, `pubsub`, `core`; `-` for what has no channel layer."""
     app: str
-    """`ours`, `handwritten`, `bare`; on Node: `socketio`, `blast`."""
+    """`ours`, `sync`, `handwritten`, `bare`; on Node: `socketio`, `blast`."""
     variant: str = ""
     """What its subscribers ask for: `batch`, `batch+rate`; "" for the plain stream. Or what is done about
     OpenTelemetry: `scraped`, a Prometheus endpoint; `without`, the package cannot be imported."""
