@@ -13,8 +13,8 @@ from benchmarks.rooms.load import FOLDER
 
 IMAGES = FOLDER.parent / "docs" / "images"
 WIDTH, LEFT, RIGHT, BAR, GAP, TOP = 760, 240, 80, 18, 8, 58  # px
-COLOURS = {"ours": "#2a9d8f", "handwritten": "#e76f51", "bare": "#8d99ae", "socketio": "#d99a2b"}
-LABELS = {"handwritten": "hand-written", "socketio": "Socket.IO", "bare": "bare ASGI"}
+COLOURS = {"ours": "#2a9d8f", "sync": "#6cc3b5", "handwritten": "#e76f51", "bare": "#8d99ae", "socketio": "#d99a2b"}
+LABELS = {"sync": "ours, sync", "handwritten": "hand-written", "socketio": "Socket.IO", "bare": "bare ASGI"}
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#24292f}.title{font-size:15px;font-weight:600}.small{fill:#57606a}"
     "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.small{fill:#9198a1}}"
