@@ -1,7 +1,9 @@
 """People come, subscribe, set one key and leave, 20 at a time and as fast as they can.
 
-Connections a second, and the memory that the server has to itself after 2 000, 6 000 and 10 000 of them: the growth is
-between the last two, as the first fill caches.
+Connections a second, and the memory that the server has to itself after 1 000, 6 000 and 10 000 of them: the growth is
+between the last two, as the first fill caches. The hand-written consumer has to do with the first 1 000: for 10 000 it
+takes nine minutes on the in-memory layer, which goes through all that is there with each message, and keeps for a
+minute what nobody has read who has left.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from benchmarks.rooms.servers import Contender
 from tests.redis_server import RedisServer
 
 AT_ONCE = 20
-MILESTONES = (2_000, 6_000, 10_000)
+MILESTONES = (1_000, 6_000, 10_000)
 OF_HANDWRITTEN = 0.8
 GROWTH_AIM = 1.0  # MB
 COLUMNS = (
@@ -54,7 +56,8 @@ def main(arguments: list[str]) -> int:
 
         def once(contender: Contender) -> dict[str, object]:
             settle = 0.1 if options.quick else 1.0
-            wishes = {"milestones": options.milestones, "at_once": AT_ONCE, "settle": settle}
+            milestones = options.milestones[:1] if contender.app == "handwritten" else options.milestones
+            wishes = {"milestones": milestones, "at_once": AT_ONCE, "settle": settle}
             return run("churn", contender, redis.url, timeout=600, **wishes)
 
         title = f"{options.milestones[-1]:,} connections, {AT_ONCE} at a time"

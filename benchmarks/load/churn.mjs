@@ -37,6 +37,6 @@ await main(async ({ pid, milestones, at_once: atOnce, settle, ...target }) => {
     memory: used,
     memory_first: points[0],
     memory_last: points.at(-1),
-    memory_growth: points.at(-1) - points.at(-2), // the first milestone fills caches
+    memory_growth: points.length > 1 ? points.at(-1) - points.at(-2) : null, // the first milestone fills caches
   };
 });
