@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -63,8 +62,7 @@ class Gate:
         """Wait, if this client was sent away a moment ago. `who`: its user, or else its address, if one is known."""
         self._who = who
         if who is not None and (wait := _penance.left(who)):
-            # Not all of its connections at one moment: that would be a blow, for everybody else to feel.
-            await asyncio.sleep(wait * (0.5 + random.random() / 2))
+            await asyncio.sleep(wait)
 
     async def receive(self) -> Message:
         """What is too much is refused at once, and is neither read nor kept nor handed on."""
