@@ -6,17 +6,19 @@ readers that do not read. It comes back at once when it is sent away. What of th
 sends it away and lets it wait before it may come again, so it is far less than what `bare` takes. `bare` drops whatever
 it says, which is the least that a server can do: what its people notice all the same is what reading costs. `ratio` is
 the p99 of the time from a writer to the readers while it attacks, over the same while it waits, by turns in one run.
+With `--apart` it attacks another server of the same kind: what the people notice then is what is taken of the machine.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 
 from benchmarks.rooms.load import prepare
 from benchmarks.rooms.report import Aim, Column, publish
 from benchmarks.rooms.rounds import Comparison, Result, compare, contenders, parser, run
-from benchmarks.rooms.servers import Contender
+from benchmarks.rooms.servers import Contender, Server
 from tests.live import hostile
 from tests.redis_server import RedisServer
 
@@ -55,6 +57,7 @@ def main(arguments: list[str]) -> int:
     made.add_argument(
         "--attacks", nargs="+", choices=list(hostile.ATTACKS), default=list(hostile.ATTACKS), help="default: all"
     )
+    made.add_argument("--apart", action="store_true", help="it attacks another server on the same machine")
     options = made.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds = 1, min(options.seconds, 1.0)
@@ -62,23 +65,25 @@ def main(arguments: list[str]) -> int:
     with RedisServer() as redis:
 
         def once(contender: Contender) -> Result:
-            result = run(
-                "hostile",
-                contender,
-                redis.url,
-                timeout=120 + 3 * options.seconds,
-                limited=True,
-                people=4 if options.quick else PEOPLE,
-                rate=RATE,
-                seconds=options.seconds,
-                turns=1 if options.quick else TURNS,
-                settle=0.2 if options.quick else 1.0,
-                begins=hostile.BEGINS,
-                hostile=[sys.executable, hostile.__file__, str(9 * options.seconds), "--attacks", *options.attacks],
-            )
+            with Server(contender, redis.url, limited=True) if options.apart else nullcontext() as other:
+                result = run(
+                    "hostile",
+                    contender,
+                    redis.url,
+                    timeout=120 + 3 * options.seconds,
+                    limited=True,
+                    people=4 if options.quick else PEOPLE,
+                    rate=RATE,
+                    seconds=options.seconds,
+                    turns=1 if options.quick else TURNS,
+                    settle=0.2 if options.quick else 1.0,
+                    begins=hostile.BEGINS,
+                    hostile=[sys.executable, hostile.__file__, str(9 * options.seconds), "--attacks", *options.attacks],
+                    attacked=other and other.url,
+                )
             return result | {what: result.get("attacks", {}).get(what, 0) for what in DOSES}
 
         fighters = contenders(options)
-        title = f"{PEOPLE} people, {RATE} sets/s, {options.seconds:g} s"
+        title = f"{PEOPLE} people, {RATE} sets/s, {options.seconds:g} s{', another server' * options.apart}"
         comparison = compare(title, fighters, once, options.rounds)
     return publish("hostile", options, [comparison], COLUMNS, aims(comparison, options))

@@ -91,8 +91,9 @@ def test_a_slow_reader_is_at_the_truth_after_reading_again(run):
         assert result["delivered"] == result["expected"], name
 
 
-def test_beside_a_hostile_client_everything_arrives_and_nobody_else_is_sent_away(run):
-    runs = run(hostile, "--layers", "memory", "--seconds", "1", "--apps", "ours")
+@pytest.mark.parametrize("where", [(), ("--apart",)], ids=["same-server", "apart"])
+def test_beside_a_hostile_client_everything_arrives_and_nobody_else_is_sent_away(run, where):
+    runs = run(hostile, "--layers", "memory", "--seconds", "1", "--apps", "ours", *where)
     (result,) = runs.values()
     assert result["delivered_share"] == 1
     assert result["lost"] == 0

@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { TOPIC, Latencies, encode, heardBy, main, memory, openMany, settled, sleep, stretch } from "./client.mjs";
 
-await main(async ({ pid, people, rate, seconds, turns, settle, begins, hostile, ...target }) => {
+await main(async ({ pid, people, rate, seconds, turns, settle, begins, hostile, attacked, ...target }) => {
   let latencies = new Latencies();
   const readers = await openMany(people, target, (_, changes) => {
     const now = performance.now();
@@ -20,7 +20,7 @@ await main(async ({ pid, people, rate, seconds, turns, settle, begins, hostile, 
     }
   }, 2);
 
-  const where = ["--url", `${target.url}hostile`, "--denied", `${target.url}denied`, "--room", TOPIC];
+  const where = ["--url", `${attacked ?? target.url}hostile`, "--denied", `${attacked ?? target.url}denied`, "--room", TOPIC];
   const child = spawn(hostile[0], [...hostile.slice(1), ...where], { stdio: ["ignore", "pipe", "ignore"] });
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
   if ((await lines.next()).value !== begins) throw new Error("the hostile client does not begin");
