@@ -158,27 +158,33 @@ def _make(path: str) -> Policy:
     return policy
 
 
+_CAN_SUBSCRIBE, _CAN_SET, _CAN_CLEAR, _CAN_LIST = (
+    Policy.can_subscribe,
+    Policy.can_set,
+    Policy.can_clear,
+    Policy.can_list,
+)
+_is_async = lru_cache(maxsize=64)(inspect.iscoroutinefunction)
+
+
 async def _no(scope: Scope, *what: str) -> bool:
     return False
 
 
-@lru_cache(maxsize=64)
-def _asked(decide: Callable[..., Decision]) -> tuple[Callable[..., Decision], bool]:
-    """Who is asked in the end, and whether that is `async def`. A `def` is asked in a thread, and no thread is needed
-    where a question is left to another one, or has the answer of a policy that says nothing of it."""
+def _asked(decide: Callable[..., Decision]) -> Callable[..., Decision]:
+    """Who is asked in the end. A `def` is asked in a thread, and no thread is needed where a question is left to
+    another one, or has the answer of a policy that says nothing of it."""
     method: Any = getattr(decide, "__func__", None)
-    if method in (Policy.can_clear, Policy.can_list):
+    if method is _CAN_CLEAR or method is _CAN_LIST:
         policy: Policy = decide.__self__  # type: ignore[attr-defined]
-        return _asked(policy.can_set if method is Policy.can_clear else policy.can_subscribe)
-    if method in (Policy.can_set, Policy.can_subscribe):
-        decide = _no
-    return decide, inspect.iscoroutinefunction(decide)
+        return _asked(policy.can_set if method is _CAN_CLEAR else policy.can_subscribe)
+    return _no if method is _CAN_SET or method is _CAN_SUBSCRIBE else decide
 
 
 async def allows(decide: Callable[..., Decision], scope: Scope, *what: str) -> bool:
     """What one method of a policy decides, whether it is `def` or `async def`. Raises what the method raises."""
-    decide, is_async = _asked(decide)
-    if is_async:
+    decide = _asked(decide)
+    if _is_async(decide):
         decision: Any = decide(scope, *what)
         return await decision is True
     allowed = await database_sync_to_async(decide)(scope, *what)

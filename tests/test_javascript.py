@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,8 @@ def tools() -> None:
     if missing is None:
         with (HERE / "package-lock.json").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (HERE / "node_modules" / ".package-lock.json").exists():
+            wanted = json.loads((HERE / "package.json").read_text())["devDependencies"]
+            if not all((HERE / "node_modules" / name).exists() for name in wanted):
                 command = ["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"]
                 done = subprocess.run(command, cwd=HERE, timeout=LIMIT, check=False)
                 missing = "npm ci" if done.returncode else None
@@ -79,7 +81,9 @@ def test_two_clients_see_each_other_on_a_real_server(tmp_path: Path, server: str
 
 
 def test_each_file_goes_into_a_bundle_for_a_page(tmp_path: Path) -> None:
-    for file in STATIC.glob("ephemeral-*.js"):
+    files = list(STATIC.glob("ephemeral-*.js"))
+    assert len(files) == 4
+    for file in files:
         bundle(file, tmp_path / file.name, "--platform=browser", "--format=iife")
         assert "require(" not in (tmp_path / file.name).read_text()
 
@@ -113,7 +117,6 @@ WITH_REQUIRE = 'import { createRequire } from "node:module"; const require = cre
 
 def bundle(source: str | Path, target: Path, *options: str) -> None:
     """By esbuild, as for production. What the files import from elsewhere, React, is that of the project."""
-    entry = f"--outfile={target}"
     environment = os.environ | {"NODE_PATH": str(HERE / "node_modules")}
     run(
         "node_modules/.bin/esbuild",
@@ -121,7 +124,7 @@ def bundle(source: str | Path, target: Path, *options: str) -> None:
         "--bundle",
         "--minify",
         "--log-level=warning",
-        entry,
+        f"--outfile={target}",
         *options,
         env=environment,
     )

@@ -182,6 +182,19 @@ async def test_what_a_sync_question_answers_too_is_asked_in_a_thread():
     assert threading.current_thread() not in threads
 
 
+async def test_a_method_that_is_put_in_place_of_another_is_asked_from_then_on(monkeypatch):
+    policy = AsyncPolicy()
+    assert await allowed(policy.can_clear, {"me": "ann"}, "", "open", "ann")
+    monkeypatch.setattr(AsyncPolicy, "can_set", Policy.can_set)
+    assert not await allowed(policy.can_clear, {"me": "ann"}, "", "open", "ann")
+    assert not await allowed(policy.can_set, {"me": "ann"}, "", "open", "ann")
+
+    monkeypatch.setattr(Policy, "can_set", lambda self, *what: True)
+    assert await allowed(Policy().can_set, {}, "", "open", "ann")
+    monkeypatch.setattr(Policy, "can_clear", lambda self, *what: False)
+    assert not await allowed(Policy().can_clear, {}, "", "open", "ann")
+
+
 @pytest.mark.usefixtures("threaded_db")
 async def test_a_sync_method_may_use_the_orm():
     await User.objects.acreate(username="open")
