@@ -46,6 +46,8 @@ def aims(comparison: Comparison, options: Namespace) -> list[Aim]:
         if contender.app == "ours":
             ratio = comparison.median(contender, "p99_ratio")
             made.append(Aim(f"{contender.name}: p99 of the people, with × without", ratio, P99_AIM, at_least=False))
+            if options.apart:
+                continue  # what grows is elsewhere
             growth = comparison.worst(contender, "growth")
             megabytes = None if growth is None else growth / 1e6
             made.append(Aim(f"{contender.name}: growth, MB, worst round", megabytes, GROWTH_AIM, at_least=False))
@@ -86,4 +88,6 @@ def main(arguments: list[str]) -> int:
         fighters = contenders(options)
         title = f"{PEOPLE} people, {RATE} sets/s, {options.seconds:g} s{', another server' * options.apart}"
         comparison = compare(title, fighters, once, options.rounds)
-    return publish("hostile", options, [comparison], COLUMNS, aims(comparison, options))
+    return publish(
+        "hostile-apart" if options.apart else "hostile", options, [comparison], COLUMNS, aims(comparison, options)
+    )

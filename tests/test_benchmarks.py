@@ -20,7 +20,7 @@ def run(tmp_path, capsys):
         code = scenario.main(["--quick", "--servers", "uvicorn", "--results", str(tmp_path), *arguments])
         printed = capsys.readouterr().out
         assert code in (0, 1), printed  # whether an aim is reached by so small a run says nothing
-        (path,) = tmp_path.glob(f"*-{name}.json")
+        (path,) = tmp_path.glob(f"*-{name}*.json")
         (table,) = json.loads(path.read_text())["tables"]
         found = {contender: results for contender, (results,) in table["rounds"].items()}
         for contender, result in found.items():

@@ -20,7 +20,8 @@ await main(async ({ pid, people, rate, seconds, turns, settle, begins, hostile, 
     }
   }, 2);
 
-  const where = ["--url", `${attacked ?? target.url}hostile`, "--denied", `${attacked ?? target.url}denied`, "--room", TOPIC];
+  const victim = attacked ?? target.url;
+  const where = ["--url", `${victim}hostile`, "--denied", `${victim}denied`, "--room", TOPIC];
   const child = spawn(hostile[0], [...hostile.slice(1), ...where], { stdio: ["ignore", "pipe", "ignore"] });
   const lines = createInterface(child.stdout)[Symbol.asyncIterator]();
   if ((await lines.next()).value !== begins) throw new Error("the hostile client does not begin");

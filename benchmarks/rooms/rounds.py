@@ -20,7 +20,8 @@ __all__ = ["SOCKETIO", "Comparison", "Result", "compare", "contenders", "parser"
 
 Result = dict[str, Any]
 
-APPS = ("ours", "handwritten", "bare", "socketio", "sync")
+APPS = ("ours", "handwritten", "bare", "socketio")
+ON_DEMAND = ("sync",)
 SOCKETIO = Contender("node", "-", "socketio")
 
 
@@ -73,7 +74,9 @@ def parser(
     made.add_argument("--seconds", type=float, default=seconds, help=f"of one run; default: {seconds:g}")
     made.add_argument("--servers", nargs="+", choices=servers, default=list(servers))
     made.add_argument("--layers", nargs="+", choices=("memory", "pubsub", "core"), default=list(layers))
-    made.add_argument("--apps", nargs="+", choices=APPS, default=list(APPS[:4]), help="default: all but sync")
+    made.add_argument(
+        "--apps", nargs="+", choices=APPS + ON_DEMAND, default=list(APPS), help=f"default: {', '.join(APPS)}"
+    )
     made.add_argument("--quick", action="store_true", help="one small round, to see that it works; writes nothing")
     made.add_argument("--results", metavar="DIR", help="where to write the results; default: benchmarks/results")
     return made
