@@ -83,11 +83,12 @@ def main(arguments: list[str]) -> int:
                     hostile=[sys.executable, hostile.__file__, str(9 * options.seconds), "--attacks", *options.attacks],
                     attacked=other and other.url,
                 )
+                if other and (said := other.log().strip()):
+                    result["log_of_the_attacked"] = said[-2000:]
             return result | {what: result.get("attacks", {}).get(what, 0) for what in DOSES}
 
         fighters = contenders(options)
         title = f"{PEOPLE} people, {RATE} sets/s, {options.seconds:g} s{', another server' * options.apart}"
         comparison = compare(title, fighters, once, options.rounds)
-    return publish(
-        "hostile-apart" if options.apart else "hostile", options, [comparison], COLUMNS, aims(comparison, options)
-    )
+    name = "hostile-apart" if options.apart else "hostile"
+    return publish(name, options, [comparison], COLUMNS, aims(comparison, options))

@@ -106,6 +106,17 @@ async def test_one_that_sends_many_at_once_does_not_keep_the_others_waiting(conn
         await answer(greedy, 399)  # in the end all of it is done
 
 
+async def test_others_have_their_turn_where_a_project_lets_clients_send_as_much_as_they_like(connect: Any) -> None:
+    limits = {"MAX_FRAMES_PER_SECOND": 10**6, "MAX_FRAME_BURST": 10**6}
+    async with connect(**limits) as greedy, connect("192.0.2.2", **limits) as modest:
+        for number in range(400):
+            say(greedy, "set", key=f"{number % 200}", ref=number)
+        say(modest, "list", ref=1)
+        await answer(modest, 1)
+        assert len(frames(greedy)) < 200
+        await answer(greedy, 399)
+
+
 async def test_who_was_sent_away_waits_before_it_is_let_in_again_and_nobody_else_does(connect: Any) -> None:
     await flooded(connect("192.0.2.1"))
     async with asyncio.TaskGroup() as both:
