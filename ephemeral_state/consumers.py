@@ -31,6 +31,7 @@ from .limits import Claims
 from .node import wait_in
 from .policy import allows, get_policy, require
 from .protocol import (
+    LONGEST,
     Command,
     Flow,
     Ref,
@@ -392,7 +393,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         # a project handles frames itself: its handlers may expect to share their context variables.
         receive, ours = self._ephemeral_lifecycle().receive, type(self).receive is EphemeralStateConsumer.receive
         while (message := await receive())["type"] == "websocket.receive" and ours:
-            await self.dispatch(message)
+            if not self._ephemeral_lifecycle().over:  # or all of it would be refused, at once, and nobody hear of it
+                await self.dispatch(message)
         return message
 
     async def dispatch(self, message: Any) -> None:
@@ -483,11 +485,11 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:
         await self._ephemeral_lifecycle().until_read()
         entries = await connection.list(topic)
-        text, rest = encode_welcome(topic.name, entries)
-        # What was read for it and is not told costs as much.
-        unread = sum(len(entry.payload) for entry in entries[len(entries) - rest.sets :])
-        self._gate.charge(len(text) + unread, waits=True)
-        if rest:
+        read = sum(len(entry.payload) for entry in entries)
+        told = entries if read <= LONGEST else ()  # in a frame they are a third longer
+        text, rest = encode_welcome(topic.name, told)
+        self._gate.charge(max(len(text), read), waits=True)  # what was read for it costs as much if it is not told
+        if rest or len(told) < len(entries):
             raise TooManyEntries(f"{len(entries)} entries are too much for one answer: subscribe to the topic")
         await self.send(add_ref(text, ref))
 

@@ -28,11 +28,19 @@ _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
 _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
+_AT_ONCE_ON_PROBATION: Final = 4  # the same for who was sent away a moment ago; and then at that rate
 _IN_A_ROW: Final = 64  # commands carried out before others have their turn; what they change is told at once
 # Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
 # floods is sent away, the sooner that ends.
 _REFUSED_IN_A_ROW: Final = 50
-_penance = Penance(1.0, 4.0, 1000, time.monotonic)  # daphne gives up on a connection that is not let in for 5 s
+_penance = Penance(
+    seconds=1.0,
+    longest=4.0,
+    gap=0.08,  # a flood is over by then
+    patience=4.7,  # daphne gives up on a connection that is not let in for 5 s
+    most=1000,
+    clock=time.monotonic,
+)
 """Of this process. A client that floods, is sent away and comes back at once would else have the server for itself."""
 
 
@@ -53,6 +61,7 @@ class Gate:
         self._most = settings.max_frame_bytes
         self._piece = max(1, settings.max_frame_bytes // _PIECES)
         self._bucket = Bucket(rate, burst, time.monotonic)
+        self._rate = rate
         self._pace = Pace(_PACE * rate, _AT_ONCE, time.monotonic)
         self._served = 0
         self._refused = 0
@@ -61,8 +70,12 @@ class Gate:
     async def let_in(self, who: str | None) -> None:
         """Wait, if this client was sent away a moment ago. `who`: its user, or else its address, if one is known."""
         self._who = who
-        if who is not None and (wait := _penance.left(who)):
+        if who is None:
+            return
+        if wait := _penance.wait(who):
             await asyncio.sleep(wait)
+        if _penance.on_probation(who):
+            self._pace = Pace(self._rate, _AT_ONCE_ON_PROBATION, time.monotonic)
 
     async def receive(self) -> Message:
         """What is too much is refused at once, and is neither read nor kept nor handed on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from .state import Topic
@@ -85,29 +86,57 @@ class Pace:
 
 
 class Penance:
-    """Who was sent away a moment ago, and waits until they are let in again: each time twice as long as before."""
+    """Who was sent away a moment ago waits until they are let in again: each time twice as long as before, and one
+    connection after another, for who floods on many would else come back with all of them at the same moment."""
 
-    def __init__(self, seconds: float, longest: float, most: int, clock: Callable[[], float]) -> None:
-        """`seconds` the first time, and `longest` at most. No more than `most` of them are remembered, the latest."""
+    def __init__(
+        self, seconds: float, longest: float, gap: float, patience: float, most: int, clock: Callable[[], float]
+    ) -> None:
+        """`seconds` the first time, and `longest` at most; from one connection to the next `gap`. None waits for more
+        than `patience`, however many there are. No more than `most` of who was sent away are remembered, the latest."""
         self._seconds = seconds
         self._longest = longest
+        self._gap = gap
+        self._patience = patience
         self._most = most
         self._clock = clock
-        self._waits: dict[str, tuple[float, float]] = {}  # until when, and for how long
+        self._sentences: dict[str, _Sentence] = {}
 
     def add(self, who: str) -> None:
-        now = self._clock()
-        until, seconds = self._waits.pop(who, (-math.inf, 0.0))  # the latest are to be the last
-        again = now < until + _FORGIVEN
-        seconds = min(2 * seconds, self._longest) if again else self._seconds
-        self._waits[who] = now + seconds, seconds
-        if len(self._waits) > self._most:
-            del self._waits[next(iter(self._waits))]
+        now, before = self._clock(), self._current(who)
+        seconds, turn = self._seconds, now
+        if before is not None:
+            seconds, turn = min(2 * before.seconds, self._longest), before.turn
+        self._sentences.pop(who, None)  # the latest are to be the last
+        self._sentences[who] = _Sentence(seconds, max(turn, now + seconds), now + seconds + _FORGIVEN)
+        if len(self._sentences) > self._most:
+            del self._sentences[next(iter(self._sentences))]
 
-    def left(self, who: str) -> float:
-        """Seconds to wait; 0: none."""
-        until, _ = self._waits.get(who, (-math.inf, 0.0))
-        return max(0.0, until - self._clock())
+    def wait(self, who: str) -> float:
+        """Seconds until one more connection of theirs is let in; 0: at once."""
+        now, sentence = self._clock(), self._current(who)
+        if sentence is None:
+            return 0.0
+        turn = min(max(now, sentence.turn), now + self._patience)
+        sentence.turn = turn + self._gap
+        return turn - now
+
+    def on_probation(self, who: str) -> bool:
+        """They were sent away not long ago."""
+        return self._current(who) is not None
+
+    def _current(self, who: str) -> _Sentence | None:
+        sentence = self._sentences.get(who)
+        return sentence if sentence is not None and self._clock() < sentence.forgiven else None
+
+
+@dataclass(slots=True)
+class _Sentence:
+    seconds: float
+    turn: float
+    """When the next connection is let in."""
+    forgiven: float
+    """When it will be as if nothing had happened."""
 
 
 class Claims:

@@ -20,9 +20,10 @@ from ephemeral_state.conf import get_settings
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.limits import Penance
 from ephemeral_state.node import current
+from ephemeral_state.policy import Policy
 
 from .live.peer import Peer
-from .waiting import until
+from .waiting import settle, until
 
 TOPIC = "t"
 
@@ -40,7 +41,7 @@ def connect(settings: Any) -> Callable[..., Peer]:
 
 @pytest.fixture(autouse=True)
 def penance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "_penance", Penance(0.3, 0.3, 10, time.monotonic))
+    monkeypatch.setattr(gate, "_penance", Penance(0.3, 0.3, 0.0, 1.0, 10, time.monotonic))
 
 
 def say(peer: Peer, verb: str, **fields: Any) -> None:
@@ -131,6 +132,32 @@ async def test_who_was_sent_away_waits_before_it_is_let_in_again_and_nobody_else
     await again.__aexit__(None)
 
 
+async def test_those_who_wait_are_let_in_one_after_another(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_penance", Penance(0.3, 0.3, 0.5, 2.0, 10, time.monotonic))
+    await flooded(connect())
+    peers = [connect() for _ in range(3)]
+    async with asyncio.TaskGroup() as coming:
+        for peer in peers:
+            coming.create_task(peer.__aenter__())
+        for number, peer in enumerate(peers):
+            await until(lambda peer=peer: frames(peer))
+            assert [bool(frames(each)) for each in peers] == [at <= number for at in range(3)]
+    for peer in peers:
+        await peer.__aexit__(None)
+
+
+async def test_who_was_sent_away_is_served_one_command_after_another_and_nobody_else_is(connect: Any) -> None:
+    limits = {"MAX_FRAMES_PER_SECOND": 5}
+    await flooded(connect("192.0.2.1", **limits))
+    async with connect("192.0.2.1", **limits) as again, connect("192.0.2.2", **limits) as other:
+        for peer in (again, other):
+            for number in range(20):
+                say(peer, "list", ref=number)
+        await answer(other, 19)
+        assert len(frames(again)) < 10
+        await answer(again, 5)  # it is served, though
+
+
 async def test_who_gives_up_waiting_is_gone(connect: Any) -> None:
     await flooded(connect())
     again = connect()
@@ -157,9 +184,10 @@ async def test_a_long_answer_counts_as_several_frames(connect: Any, frame: int) 
             assert (await answer(peer, ref)).get("code", "ok") == ("ok" if ref < 3 else "rate_limited")
 
 
-async def test_a_list_that_is_too_long_costs_what_was_read_for_it(connect: Any) -> None:
-    async with connect(MAX_FRAME_BURST=100) as peer:
-        for number in range(150):
+@pytest.mark.parametrize(("entries", "burst"), [(60, 50), (150, 100)])
+async def test_a_list_that_is_too_long_costs_what_was_read_for_it(connect: Any, entries: int, burst: int) -> None:
+    async with connect(MAX_FRAME_BURST=burst) as peer:
+        for number in range(entries):
             await api.aset(TOPIC, f"{number}", b"x" * 16_000)
         say(peer, "list", ref=1)
         assert (await answer(peer, 1))["code"] == "too_many_entries"
@@ -189,6 +217,50 @@ async def test_what_a_client_asked_for_before_it_left_holds_up_nothing(connect: 
         began = time.monotonic()
         await peer.ended()
     assert time.monotonic() - began < 5  # and not two minutes
+
+
+class Holding(Policy):
+    asked = 0
+    answer: asyncio.Event
+
+    async def can_subscribe(self, scope: Any, namespace: str, topic: str) -> bool:
+        Holding.asked += 1
+        await Holding.answer.wait()
+        return True
+
+
+async def test_what_a_client_asked_for_before_it_left_is_dropped(
+    connect: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Holding, "asked", 0)
+    monkeypatch.setattr(Holding, "answer", asyncio.Event(), raising=False)
+    peer = connect()
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_gate.Holding"}
+    async with peer:
+        for number in range(300):
+            say(peer, "list", ref=number)
+        await until(lambda: Holding.asked)
+        peer.leave()
+        await settle()
+        Holding.answer.set()
+        await peer.ended()
+    assert Holding.asked == 1
+
+
+async def test_a_consumer_that_reads_frames_itself_gets_those_that_came_before_the_client_left(connect: Any) -> None:
+    class Own(EphemeralStateConsumer):
+        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+            heard.append(text_data)
+
+    heard: list[str | None] = []
+    connect()
+    peer = Peer(Own.as_asgi())
+    async with peer:
+        for number in range(100):
+            peer.arrive("websocket.receive", text=f"{number}")
+        peer.leave()
+        await peer.ended()
+    assert heard == [f"{number}" for number in range(100)]
 
 
 async def test_a_client_that_reads_none_of_its_answers_is_ended(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,27 +122,53 @@ def test_whoever_keeps_to_the_pace_never_waits(clock: Clock) -> None:
 
 
 def test_penance_ends_and_only_the_latest_are_remembered(clock: Clock) -> None:
-    penance = Penance(2, 8, 3, clock)
-    assert penance.left("a") == 0
+    penance = Penance(2, 8, 0, 10, 3, clock)
+    assert penance.wait("a") == 0
     for who in "abca":
         penance.add(who)
         clock.now += 0.25
-    assert [penance.left(who) for who in "abc"] == [3.75, 1.25, 1.5]
+    assert [penance.wait(who) for who in "abc"] == [3.75, 1.25, 1.5]
     penance.add("d")
-    assert [penance.left(who) for who in "abcd"] == [3.75, 0, 1.5, 2]
+    assert [penance.wait(who) for who in "abcd"] == [3.75, 0, 1.5, 2]
     clock.now += 4
-    assert not any(penance.left(who) for who in "abcd")
+    assert not any(penance.wait(who) for who in "abcd")
 
 
 def test_penance_doubles_up_to_a_limit_and_is_forgotten_after_a_minute(clock: Clock) -> None:
-    penance, waits = Penance(1, 4, 10, clock), []
+    penance, waits = Penance(1, 4, 0, 10, 10, clock), []
     for _ in range(4):
         penance.add("a")
-        waits.append(penance.left("a"))
+        waits.append(penance.wait("a"))
         clock.now += 30
+    assert penance.on_probation("a")
+    assert not penance.on_probation("b")
     clock.now += 40
+    assert not penance.on_probation("a")
     penance.add("a")
-    assert [*waits, penance.left("a")] == [1, 2, 4, 4, 1]
+    assert [*waits, penance.wait("a")] == [1, 2, 4, 4, 1]
+
+
+def test_those_who_wait_are_let_in_one_after_another_and_none_waits_too_long(clock: Clock) -> None:
+    penance = Penance(1, 2, 0.25, 2.25, 10, clock)
+    penance.add("a")
+    assert [penance.wait("a") for _ in range(3)] == [1, 1.25, 1.5]
+    assert penance.wait("b") == 0
+    clock.now += 1
+    penance.add("a")
+    assert [penance.wait("a") for _ in range(4)] == [2, 2.25, 2.25, 2.25]
+    clock.now += 10
+    assert [penance.wait("a") for _ in range(3)] == [0, 0.25, 0.5]  # long after that, too
+    penance.add("a")
+    assert penance.wait("a") == 2
+
+
+def test_turns_that_were_given_are_kept_by_one_more_who_is_sent_away(clock: Clock) -> None:
+    penance = Penance(1, 1, 0.25, 5, 10, clock)
+    penance.add("a")
+    assert [penance.wait("a") for _ in range(4)] == [1, 1.25, 1.5, 1.75]
+    clock.now += 0.5
+    penance.add("a")
+    assert penance.wait("a") == 1.5
 
 
 def test_claims_end_with_their_time(clock: Clock) -> None:
