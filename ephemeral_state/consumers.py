@@ -392,9 +392,11 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         # What a client says is handled where it is received, and Channels gets to see the rest. It sees all of it where
         # a project handles frames itself: its handlers may expect to share their context variables.
         receive, ours = self._ephemeral_lifecycle().receive, type(self).receive is EphemeralStateConsumer.receive
-        while (message := await receive())["type"] == "websocket.receive" and ours:
-            if not self._ephemeral_lifecycle().over:  # or all of it would be refused, at once, and nobody hear of it
-                await self.dispatch(message)
+        while (message := await receive())["type"] == "websocket.receive":
+            await self._gate.turn()  # here, where what the server has to say to it need not wait as well
+            if not ours:
+                break
+            await self.dispatch(message)
         return message
 
     async def dispatch(self, message: Any) -> None:
@@ -410,8 +412,6 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
                 self._ephemeral_at_work = None
 
     async def _ephemeral_dispatch(self, message: Any) -> None:
-        if message["type"] == "websocket.receive":
-            await self._gate.turn()
         if message["type"] == "websocket.receive" and type(self).receive is EphemeralStateConsumer.receive:
             # Channels would close old database connections first, by a hop to a thread for each frame. Here only the
             # policy may use the database, and it is asked in a way that closes them.
@@ -420,6 +420,8 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
             await super()._ephemeral_dispatch(message)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        if self._ephemeral_lifecycle().over:
+            return  # it would be refused, and nobody hear of it; one that reads nothing leaves hundreds of commands
         ref: Ref = None
         try:
             command = self._read(text_data, bytes_data)
@@ -486,7 +488,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         await self._ephemeral_lifecycle().until_read()
         entries = await connection.list(topic)
         read = sum(len(entry.payload) for entry in entries)
-        told = entries if read <= LONGEST else ()  # in a frame they are a third longer
+        told = entries if read <= LONGEST else entries[:1]  # in a frame they are a third longer
         text, rest = encode_welcome(topic.name, told)
         self._gate.charge(max(len(text), read), waits=True)  # what was read for it costs as much if it is not told
         if rest or len(told) < len(entries):

@@ -28,16 +28,16 @@ _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
 _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
-_AT_ONCE_ON_PROBATION: Final = 4  # the same for who was sent away a moment ago; and then at that rate
+_AT_ONCE_ON_PROBATION, _PACE_ON_PROBATION = 4, 2  # the same for who was sent away a moment ago
 _IN_A_ROW: Final = 64  # commands carried out before others have their turn; what they change is told at once
 # Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
 # floods is sent away, the sooner that ends.
 _REFUSED_IN_A_ROW: Final = 50
 _penance = Penance(
     seconds=1.0,
-    longest=4.0,
+    longest=3.0,
     gap=0.08,  # a flood is over by then
-    patience=4.7,  # daphne gives up on a connection that is not let in for 5 s
+    patience=3.8,  # daphne gives up on a connection that is not let in for 4 to 5 s: it counts in whole seconds
     most=1000,
     clock=time.monotonic,
 )
@@ -61,8 +61,9 @@ class Gate:
         self._most = settings.max_frame_bytes
         self._piece = max(1, settings.max_frame_bytes // _PIECES)
         self._bucket = Bucket(rate, burst, time.monotonic)
-        self._rate = rate
+        self._burst = burst
         self._pace = Pace(_PACE * rate, _AT_ONCE, time.monotonic)
+        self._slower = Pace(_PACE_ON_PROBATION * rate, _AT_ONCE_ON_PROBATION, time.monotonic)
         self._served = 0
         self._refused = 0
         self._who: str | None = None
@@ -70,12 +71,8 @@ class Gate:
     async def let_in(self, who: str | None) -> None:
         """Wait, if this client was sent away a moment ago. `who`: its user, or else its address, if one is known."""
         self._who = who
-        if who is None:
-            return
-        if wait := _penance.wait(who):
-            await asyncio.sleep(wait)
-        if _penance.on_probation(who):
-            self._pace = Pace(self._rate, _AT_ONCE_ON_PROBATION, time.monotonic)
+        if who is not None and (wait := _penance.wait(who)):
+            await self._lifecycle().doze(wait)
 
     async def receive(self) -> Message:
         """What is too much is refused at once, and is neither read nor kept nor handed on."""
@@ -99,19 +96,23 @@ class Gate:
     async def turn(self) -> None:
         """Wait until the client's next command may be carried out: one that sends many at once has not the server for
         itself, and of one that floods most are still waiting when it is sent away."""
-        if self._lifecycle().over:
-            return  # it has left, and what is left to do is to refuse what it asked for
-        wait = self._pace.take()
+        lifecycle = self._lifecycle()
         self._served += 1
-        if wait or self._served % _IN_A_ROW == 0:
-            await asyncio.sleep(wait)
+        if not lifecycle.over and (wait := self._current_pace().take()):
+            await lifecycle.doze(wait)
+        elif self._served % _IN_A_ROW == 0:
+            await asyncio.sleep(0)
 
     def charge(self, characters: int, *, waits: bool = False) -> None:
         """It got so large an answer. `waits`: what it has asked for already is put off, too."""
         cost = characters // _ANSWER
         self._bucket.charge(cost)
         if waits:
-            self._pace.put_off(cost)
+            self._current_pace().put_off(min(cost, self._burst))  # it has to pay for the rest before it may ask more
+
+    def _current_pace(self) -> Pace:
+        on_probation = self._who is not None and _penance.on_probation(self._who)
+        return self._slower if on_probation else self._pace
 
     async def _refuse(self, text: str) -> None:
         self._lifecycle().count(text)

@@ -65,6 +65,7 @@ class Lifecycle:
         self._events_turn = False
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
+        self._dozing: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
         self._ping_interval = ping_interval
         self._heard_at = self.loop.time()
@@ -107,6 +108,8 @@ class Lifecycle:
         """The connection is over. Clearing begins now, and is done when the task is. The first call says how it
         ended: `abnormal` is anything but a goodbye, from either side."""
         self._over = True
+        if self._dozing is not None:
+            _done(self._dozing)
         if self._connection is not None:
             return self._connection.end(abnormal=abnormal)
         client_id = self._client_id()
@@ -142,6 +145,18 @@ class Lifecycle:
         if cancelled:
             raise asyncio.CancelledError
 
+    async def doze(self, seconds: float) -> None:
+        """Sleep, but not on when the connection is over. For one task at a time."""
+        if self._over:
+            return
+        self._dozing = self.loop.create_future()
+        timer = self.loop.call_later(seconds, _done, self._dozing)
+        try:
+            await self._dozing
+        finally:
+            timer.cancel()
+            self._dozing = None
+
     def forget_received(self) -> None:
         """Drop what the consumer has not taken yet: nobody is there any more who wants to have it done."""
         self._inbox.clear()
@@ -162,8 +177,8 @@ class Lifecycle:
                 return events.pop()
             if self._inbox:
                 self._events_turn = True
-                if self._room is not None and not self._room.done():
-                    self._room.set_result(None)
+                if self._room is not None:
+                    _done(self._room)
                 return self._inbox.pop(0)
             if self._failure is not None:
                 raise self._failure
@@ -176,8 +191,8 @@ class Lifecycle:
                 self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:
+            _done(self._waiter)
 
     async def _read_ahead(self) -> None:
         """Read before the consumer asks, so that a departure is seen while a handler is busy, or stuck."""
@@ -337,6 +352,11 @@ class Lifecycle:
         # handler that does not take its messages, this must do without it.
         log.debug("the client has left: %r", error)
         self.loop.call_later(_GOODBYE_WAIT, lambda: self.end(abnormal=True))
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _any_number() -> int:

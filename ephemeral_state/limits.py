@@ -103,40 +103,36 @@ class Penance:
         self._sentences: dict[str, _Sentence] = {}
 
     def add(self, who: str) -> None:
-        now, before = self._clock(), self._current(who)
-        seconds, turn = self._seconds, now
-        if before is not None:
+        now, seconds, turn = self._clock(), self._seconds, 0.0
+        before = self._sentences.pop(who, None)  # the latest are to be the last
+        if before is not None and now < before.until + _FORGIVEN:
             seconds, turn = min(2 * before.seconds, self._longest), before.turn
-        self._sentences.pop(who, None)  # the latest are to be the last
-        self._sentences[who] = _Sentence(seconds, max(turn, now + seconds), now + seconds + _FORGIVEN)
+        until = now + seconds
+        self._sentences[who] = _Sentence(seconds, until, max(turn, until))
         if len(self._sentences) > self._most:
             del self._sentences[next(iter(self._sentences))]
 
     def wait(self, who: str) -> float:
         """Seconds until one more connection of theirs is let in; 0: at once."""
-        now, sentence = self._clock(), self._current(who)
-        if sentence is None:
+        now, sentence = self._clock(), self._sentences.get(who)
+        if sentence is None or now >= sentence.until + self._patience:  # or they could be kept queueing for ever
             return 0.0
         turn = min(max(now, sentence.turn), now + self._patience)
         sentence.turn = turn + self._gap
         return turn - now
 
     def on_probation(self, who: str) -> bool:
-        """They were sent away not long ago."""
-        return self._current(who) is not None
-
-    def _current(self, who: str) -> _Sentence | None:
+        """They were let in again less than a minute ago, or not yet."""
         sentence = self._sentences.get(who)
-        return sentence if sentence is not None and self._clock() < sentence.forgiven else None
+        return sentence is not None and self._clock() < sentence.until + _FORGIVEN
 
 
 @dataclass(slots=True)
 class _Sentence:
     seconds: float
+    until: float
     turn: float
     """When the next connection is let in."""
-    forgiven: float
-    """When it will be as if nothing had happened."""
 
 
 class Claims:

@@ -134,16 +134,17 @@ async def test_who_was_sent_away_waits_before_it_is_let_in_again_and_nobody_else
 
 async def test_those_who_wait_are_let_in_one_after_another(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "_penance", Penance(0.3, 0.3, 0.5, 2.0, 10, time.monotonic))
+    began, times = time.monotonic(), []
+
+    async def come(peer: Peer) -> None:
+        async with peer:
+            times.append(time.monotonic() - began)
+
     await flooded(connect())
-    peers = [connect() for _ in range(3)]
     async with asyncio.TaskGroup() as coming:
-        for peer in peers:
-            coming.create_task(peer.__aenter__())
-        for number, peer in enumerate(peers):
-            await until(lambda peer=peer: frames(peer))
-            assert [bool(frames(each)) for each in peers] == [at <= number for at in range(3)]
-    for peer in peers:
-        await peer.__aexit__(None)
+        for _ in range(3):
+            coming.create_task(come(connect()))
+    assert all(time >= least for time, least in zip(times, [0.3, 0.8, 1.3], strict=True)), times
 
 
 async def test_who_was_sent_away_is_served_one_command_after_another_and_nobody_else_is(connect: Any) -> None:
@@ -186,13 +187,21 @@ async def test_a_long_answer_counts_as_several_frames(connect: Any, frame: int) 
 
 @pytest.mark.parametrize(("entries", "burst"), [(60, 50), (150, 100)])
 async def test_a_list_that_is_too_long_costs_what_was_read_for_it(connect: Any, entries: int, burst: int) -> None:
-    async with connect(MAX_FRAME_BURST=burst) as peer:
+    async with connect(MAX_FRAME_BURST=burst, MAX_FRAMES_PER_SECOND=1) as peer:
         for number in range(entries):
             await api.aset(TOPIC, f"{number}", b"x" * 16_000)
         say(peer, "list", ref=1)
         assert (await answer(peer, 1))["code"] == "too_many_entries"
         say(peer, "list", ref=2)
         assert (await answer(peer, 2))["code"] == "rate_limited"
+
+
+@pytest.mark.parametrize("size", [900_000, 1_100_000])
+async def test_a_single_entry_is_listed_however_long_a_project_lets_it_be(connect: Any, size: int) -> None:
+    async with connect(MAX_PAYLOAD_BYTES=2_000_000) as peer:
+        await api.aset(TOPIC, "k", b"x" * size)
+        say(peer, "list", ref=1)
+        assert len((await answer(peer, 1))["entries"]) == 1
 
 
 async def test_long_answers_are_given_one_after_another_though_they_were_asked_for_at_once(connect: Any) -> None:
@@ -247,20 +256,55 @@ async def test_what_a_client_asked_for_before_it_left_is_dropped(
     assert Holding.asked == 1
 
 
-async def test_a_consumer_that_reads_frames_itself_gets_those_that_came_before_the_client_left(connect: Any) -> None:
-    class Own(EphemeralStateConsumer):
-        async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-            heard.append(text_data)
+class Receives(EphemeralStateConsumer):
+    heard: list[Any]
 
-    heard: list[str | None] = []
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        self.heard.append(text_data)
+
+
+class WebsocketReceives(EphemeralStateConsumer):
+    heard: list[Any]
+
+    async def websocket_receive(self, message: Any) -> None:
+        self.heard.append(message["text"])
+
+
+class Dispatches(EphemeralStateConsumer):
+    heard: list[Any]
+
+    async def dispatch(self, message: Any) -> None:
+        if message["type"] == "websocket.receive":
+            self.heard.append(message["text"])
+        await super().dispatch(message)
+
+
+@pytest.mark.parametrize("kind", [Receives, WebsocketReceives, Dispatches])
+async def test_a_consumer_that_reads_frames_itself_gets_those_that_came_before_the_client_left(
+    connect: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "heard", [], raising=False)
     connect()
-    peer = Peer(Own.as_asgi())
+    peer = Peer(kind.as_asgi())
     async with peer:
         for number in range(100):
             peer.arrive("websocket.receive", text=f"{number}")
         peer.leave()
         await peer.ended()
-    assert heard == [f"{number}" for number in range(100)]
+    assert kind.heard == [f"{number}" for number in range(100)]
+
+
+async def test_one_that_waits_for_its_turn_hears_at_once_what_the_server_has_to_say(connect: Any) -> None:
+    async with connect(MAX_FRAMES_PER_SECOND=1) as peer:
+        for number in range(150):
+            await api.aset(TOPIC, f"{number}", b"x" * 16_000)
+        for ref in range(40):
+            say(peer, "list", ref=ref)
+        await answer(peer, 0)  # as good as 146 of them, so that those that do not go at once wait for half a minute
+        await api.adisconnect(frames(peer)[0]["client_id"], close=4000)
+        await until(lambda: [message for message in peer.sent if message["type"] == "websocket.close"])
+        peer.leave()
+        await peer.ended()  # and not when its turn would have come
 
 
 async def test_a_client_that_reads_none_of_its_answers_is_ended(connect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
