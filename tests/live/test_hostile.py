@@ -7,10 +7,13 @@ import base64
 import json
 import os
 import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from . import hostile
 from .server import DEADLINE, SERVERS, Client, Server, is_a
@@ -131,3 +134,29 @@ async def test_a_hostile_client_harms_nobody_and_leaves_nothing(name: str, tag: 
         # uvicorn tells by a traceback of text that is none; of everything else there is to be none.
         assert log.count("Traceback") == log.count("Invalid UTF-8 sequence received from client"), log[-20_000:]
         assert "never retrieved" not in log
+
+
+@pytest.mark.parametrize("name", SERVERS)
+async def test_whoever_waits_after_a_flood_is_let_in_before_the_server_gives_up(name: str, tag: str) -> None:
+    """daphne, for one, allows 5 s for a handshake, and counts in whole seconds."""
+    with Server(name) as server:
+        for _ in range(3):  # each time it waits longer
+            async with Client(server, "ready", namespace=tag) as flooding:
+                frame = json.dumps({"_orama": "ephemeral.unsubscribe", "topic": ROOM})
+                with suppress(ConnectionClosed):
+                    while True:
+                        await flooding.send(frame)
+                        await asyncio.sleep(0)  # in which it reads
+                # What is still on its way when the server closes is answered by a reset, which may overtake the code.
+                assert flooding.ws.close_code in (4008, 1006)
+
+        async def come() -> None:
+            async with Client(server, "ready", namespace=tag) as person:
+                assert is_a("ephemeral.snapshot", await ask(person, "subscribe", topic=ROOM))
+
+        await asyncio.sleep((0.9 - time.time()) % 1)  # near the end of a second, which counts as a whole one
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as coming:
+            for _ in range(30):
+                coming.create_task(come())
+        assert time.monotonic() - began > 3  # they had to wait
