@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ephemeral_state.errors import StoreUnavailable
 from ephemeral_state.node import current
 from ephemeral_state.state import UNTIL_DISCONNECT, Topic
 from ephemeral_state.stores import redis as redis_store
@@ -109,9 +110,7 @@ class Idler:
             await subscriber.connection.subscribe(Topic("", f"topic {number % TOPICS}"))
         await asyncio.gather(
             *(
-                subscriber.connection.set(
-                    Topic("", f"topic {entry % TOPICS}"), f"{name}/{number}/{entry}", f"{name} 1", ttl=UNTIL_DISCONNECT
-                )
+                self._set(subscriber, Topic("", f"topic {entry % TOPICS}"), f"{name}/{number}/{entry}", f"{name} 1")
                 for number, subscriber in enumerate(new)
                 for entry in range(entries)
             )
@@ -119,6 +118,13 @@ class Idler:
         await current()._writer.published()
         await self._hear_of(Counter(entry % TOPICS for _ in new for entry in range(entries)))
         return connections * entries
+
+    async def _set(self, subscriber: Subscriber, topic: Topic, key: str, payload: str) -> None:
+        while True:
+            try:
+                return await subscriber.connection.set(topic, key, payload, ttl=UNTIL_DISCONNECT)
+            except StoreUnavailable:  # ten thousand at once, on a machine with other things to do
+                await asyncio.sleep(0.5)
 
     async def _hear_of(self, mine: Counter[int]) -> None:
         """Wait until all have been told of what is owned here and, as much each, in the other processes."""
