@@ -6,6 +6,7 @@ The modules in reading order; each imports only from those before it:
     state          the nouns: Topic, Entry, Set, Clear, Drop, Change, Snapshot, Limits
     tally          what is counted, for whoever measures it
     steps          the first step of a coroutine in place, where a task may not be needed
+    pause          a sleep that somebody else may end
     log            what operators read: a line, a name and fields
     tracing        spans, where OpenTelemetry is installed
     protocol       the wire, both ways

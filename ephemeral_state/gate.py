@@ -28,7 +28,8 @@ _PIECES: Final = 4  # of a frame of the greatest length; each counts as a frame
 _ANSWER: Final = 16_384  # characters of an answer; each time so many count as a frame
 _AT_ONCE: Final = 32  # commands that are carried out as they come; the next ones at a steady pace, of
 _PACE: Final = 4  # times the rate at which a client may send on and on
-_AT_ONCE_ON_PROBATION, _PACE_ON_PROBATION = 4, 2  # the same for who was sent away a moment ago
+_AT_ONCE_ON_PROBATION: Final = 4  # the same for who was sent away a moment ago
+_PACE_ON_PROBATION: Final = 2
 _IN_A_ROW: Final = 64  # commands carried out before others have their turn; what they change is told at once
 # Frames refused before that: on a server that is busy with reading the flood, each turn takes long, and the sooner who
 # floods is sent away, the sooner that ends.

@@ -19,6 +19,7 @@ from .connection import Connection, drop
 from .delivery import Delivery, Direct, Dispatched, Send
 from .errors import ConnectionGone, NotAccepted, NotConfigured
 from .node import current
+from .pause import Pause
 from .protocol import decode_pong, encode_ping
 
 __all__ = ["Lifecycle"]
@@ -65,7 +66,7 @@ class Lifecycle:
         self._events_turn = False
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
-        self._dozing: asyncio.Future[None] | None = None
+        self._dozing: Pause | None = None  # made when it is wanted: few connections ever wait
         self._failure: BaseException | None = None
         self._ping_interval = ping_interval
         self._heard_at = self.loop.time()
@@ -109,7 +110,7 @@ class Lifecycle:
         ended: `abnormal` is anything but a goodbye, from either side."""
         self._over = True
         if self._dozing is not None:
-            _done(self._dozing)
+            self._dozing.end()
         if self._connection is not None:
             return self._connection.end(abnormal=abnormal)
         client_id = self._client_id()
@@ -149,13 +150,10 @@ class Lifecycle:
         """Sleep, but not on when the connection is over. For one task at a time."""
         if self._over:
             return
-        self._dozing = self.loop.create_future()
-        timer = self.loop.call_later(seconds, _done, self._dozing)
-        try:
-            await self._dozing
-        finally:
-            timer.cancel()
-            self._dozing = None
+        self._dozing = Pause()
+        self._dozing.begin(seconds)
+        await self._dozing.over()
+        self._dozing = None
 
     def forget_received(self) -> None:
         """Drop what the consumer has not taken yet: nobody is there any more who wants to have it done."""
@@ -177,8 +175,8 @@ class Lifecycle:
                 return events.pop()
             if self._inbox:
                 self._events_turn = True
-                if self._room is not None:
-                    _done(self._room)
+                if self._room is not None and not self._room.done():
+                    self._room.set_result(None)
                 return self._inbox.pop(0)
             if self._failure is not None:
                 raise self._failure
@@ -191,8 +189,8 @@ class Lifecycle:
                 self._waiter = None
 
     def _wake(self) -> None:
-        if self._waiter is not None:
-            _done(self._waiter)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def _read_ahead(self) -> None:
         """Read before the consumer asks, so that a departure is seen while a handler is busy, or stuck."""
@@ -352,11 +350,6 @@ class Lifecycle:
         # handler that does not take its messages, this must do without it.
         log.debug("the client has left: %r", error)
         self.loop.call_later(_GOODBYE_WAIT, lambda: self.end(abnormal=True))
-
-
-def _done(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _any_number() -> int:

@@ -11,6 +11,7 @@ from channels.layers import BaseChannelLayer
 from . import log, steps
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
+from .pause import Pause
 from .state import Change, Drop, Outcome, Write
 from .stores import Store
 from .tally import tally
@@ -56,14 +57,14 @@ class Writer:
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
         self._flushing = False
         self._flushes: asyncio.Task[None] | None = None
-        self._gathering = _Pause()
+        self._gathering = Pause()
         self._company: set[str] = set()  # who can wait for others, and has something in the queue
         self._not_again: set[str] = set()  # of the company of the last batch, who has written nothing since
         self._untold: list[Change] = []
         self._awaiting: list[asyncio.Future[None]] = []
         self._telling: asyncio.Task[None] | None = None
         self._pause = _PAUSE if store.shared else _LONG_PAUSE
-        self._pausing = _Pause()
+        self._pausing = Pause()
 
     @property
     def busy(self) -> bool:
@@ -196,34 +197,6 @@ class Writer:
         self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
-
-
-class _Pause:
-    """From one thing to the next of its kind. It ends earlier where somebody cannot wait."""
-
-    def __init__(self) -> None:
-        self._until = 0.0
-        self._ended = asyncio.Event()
-
-    def begin(self, seconds: float) -> None:
-        """From now on."""
-        self._until = asyncio.get_running_loop().time() + seconds
-        self._ended.clear()
-
-    def end(self) -> None:
-        """Whoever waits for its end goes on."""
-        self._ended.set()
-
-    async def over(self) -> None:
-        """Wait until it is."""
-        loop = asyncio.get_running_loop()
-        if self._ended.is_set() or self._until <= loop.time():
-            return
-        timer = loop.call_at(self._until, self._ended.set)
-        try:
-            await self._ended.wait()
-        finally:
-            timer.cancel()
 
 
 def _again(error: EphemeralStateError) -> EphemeralStateError:

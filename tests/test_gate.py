@@ -144,7 +144,7 @@ async def test_those_who_wait_are_let_in_one_after_another(connect: Any, monkeyp
     async with asyncio.TaskGroup() as coming:
         for _ in range(3):
             coming.create_task(come(connect()))
-    assert all(time >= least for time, least in zip(times, [0.3, 0.8, 1.3], strict=True)), times
+    assert all(came >= least for came, least in zip(times, [0.3, 0.8, 1.3], strict=True)), times
 
 
 async def test_who_was_sent_away_is_served_one_command_after_another_and_nobody_else_is(connect: Any) -> None:
