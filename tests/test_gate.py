@@ -196,6 +196,15 @@ async def test_a_list_that_is_too_long_costs_what_was_read_for_it(connect: Any, 
         assert (await answer(peer, 2))["code"] == "rate_limited"
 
 
+async def test_however_much_a_list_costs_the_next_command_waits_no_longer_than_after_a_burst(connect: Any) -> None:
+    async with connect(MAX_FRAME_BURST=8, MAX_FRAMES_PER_SECOND=1) as peer:
+        for number in range(150):
+            await api.aset(TOPIC, f"{number}", b"x" * 16_000)
+        for ref in range(2):
+            say(peer, "list", ref=ref)
+        assert (await answer(peer, 1))["code"] == "too_many_entries"  # and not half a minute later
+
+
 @pytest.mark.parametrize("size", [900_000, 1_100_000])
 async def test_a_single_entry_is_listed_however_long_a_project_lets_it_be(connect: Any, size: int) -> None:
     async with connect(MAX_PAYLOAD_BYTES=2_000_000) as peer:
