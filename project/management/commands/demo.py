@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 from argparse import ArgumentParser
+from importlib.util import find_spec
 from typing import Any
 
 from django.conf import settings
@@ -26,6 +27,9 @@ class Command(BaseCommand):
 
     def handle(self, *, host: str, port: int, server: str, **options: Any) -> None:
         serve = {"daphne": daphne, "uvicorn": uvicorn}[server]
+        if find_spec(server) is None:  # said before anything is printed that would not be true
+            remedy = {"daphne": "daphne", "uvicorn": "'uvicorn[standard]'"}[server]
+            raise CommandError(f"{server} is not installed: pip install {remedy}")
         listener = listen(host, port)
         shown = lan_address() if host == "0.0.0.0" else host
         settings.ALLOWED_HOSTS = [*settings.ALLOWED_HOSTS, host, shown, socket.gethostname()]
@@ -85,11 +89,9 @@ def lan_address() -> str:
 
 
 def daphne(application: Any, listener: socket.socket) -> None:
-    try:
-        from daphne.endpoints import build_endpoint_description_strings
-        from daphne.server import Server, twisted_loop
-    except ImportError as error:
-        raise CommandError(f"daphne is not installed: {error}") from None
+    from daphne.endpoints import build_endpoint_description_strings
+    from daphne.server import Server, twisted_loop
+
     endpoints = build_endpoint_description_strings(file_descriptor=listener.fileno())
     Server(application, endpoints=endpoints, websocket_handshake_timeout=10).run()
     # daphne may stop without having ended its connections, young ones above all: they clear what they own.
@@ -101,10 +103,8 @@ def daphne(application: Any, listener: socket.socket) -> None:
 
 
 def uvicorn(application: Any, listener: socket.socket) -> None:
-    try:
-        from uvicorn import Config, Server
-    except ImportError as error:
-        raise CommandError(f"uvicorn is not installed: {error}") from None
+    from uvicorn import Config, Server
+
     config = Config(application, log_level="warning", timeout_graceful_shutdown=5)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after a clean end
         Server(config).run(sockets=[listener])
