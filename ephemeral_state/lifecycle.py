@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -31,6 +32,8 @@ _GOODBYE_WAIT: Final = 1.0  # seconds
 PING_TIMED_OUT: Final = 4000
 """The close code for a client that did not answer; it hears it only if it was there after all."""
 _PING_TIMEOUT: Final = 10.0  # seconds
+_FAILED: Final = 1011  # the close code for a consumer that raised, as daphne sends it
+_HANG_UP_TIMEOUT: Final = 2.0  # seconds
 READ_AHEAD: Final = 256  # messages; beyond that the client is slowed down as it would be without us
 
 
@@ -59,6 +62,7 @@ class Lifecycle:
         self._most_ahead = read_ahead
         self._accepted = False
         self._over = False
+        self._is_closed = False  # the server knows: it told of the end, or was told to close
         self._connection: Connection | None = None
         self._dropping: asyncio.Task[None] | None = None
         self._dispatched = Dispatched(self._wake) if dispatched else None
@@ -135,7 +139,8 @@ class Lifecycle:
         self._ask_no_more()
         self._pump.cancel()
         ending = self.end(abnormal=abnormal)
-        for task in (self._pump, ending):
+        closing = self.loop.create_task(self._hang_up(_FAILED if abnormal else 1000)) if self._is_left_open() else None
+        for task in (self._pump, closing, ending):
             while task is not None and not task.done():
                 try:
                     await asyncio.wait([task])
@@ -145,6 +150,17 @@ class Lifecycle:
             self._pump.exception()  # the consumer has had it from `receive`, if it asked
         if cancelled:
             raise asyncio.CancelledError
+
+    def _is_left_open(self) -> bool:
+        """Whether the socket would stay open if the consumer just ended. Other servers close it then. granian does so
+        only if no `receive` is under way, and one that is cancelled stays under way for a moment."""
+        return self._accepted and not self._is_closed and "granian" in sys.modules
+
+    async def _hang_up(self, code: int) -> None:
+        await asyncio.wait([self._pump])
+        with suppress(OSError, RuntimeError, TimeoutError):
+            async with asyncio.timeout(_HANG_UP_TIMEOUT):
+                await self._send({"type": "websocket.close", "code": code})  # waits until `receive` has ended
 
     async def doze(self, seconds: float) -> None:
         """Sleep, but not on when the connection is over. For one task at a time."""
@@ -205,6 +221,7 @@ class Lifecycle:
                 self._inbox.append(message)
                 self._wake()
                 if message["type"] == "websocket.disconnect":
+                    self._is_closed = True
                     self.end(abnormal=message.get("code") not in _GOODBYES)
                     return
                 while len(self._inbox) >= self._most_ahead:
@@ -247,6 +264,7 @@ class Lifecycle:
             self._direct.count(text)
 
     async def _close(self, message: Message) -> None:
+        self._is_closed = True
         self.end(abnormal=False)
         reading = not self._pump.done()
         if reading:
@@ -328,6 +346,7 @@ class Lifecycle:
             self._pinging = self.loop.create_task(self._give_up())
 
     async def _give_up(self) -> None:
+        self._is_closed = True
         self.end(abnormal=True)
         self._pump.cancel()
         await asyncio.wait([self._pump])

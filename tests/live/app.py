@@ -98,6 +98,7 @@ COMMANDS = {
     "close": lambda me, c: me.close(code=c.get("code", 4001)),
     "deny": lambda me, c: me.raises(DenyConnection()),
     "raise": lambda me, c: me.raises(Boom("the app's own fault")),
+    "stop": lambda me, c: me.raises(StopConsumer()),
     "hang": lambda me, c: me.hang(),
     "unhandled": lambda me, c: me.layer("send", me.channel_name, {"type": "app.unknown"}),
     "join": lambda me, c: me.join(c["group"]),

@@ -39,8 +39,7 @@ _COMMANDS = {
     "uvicorn": ["uvicorn", "--host", _HOST, "--port", "{port}", "--ws-ping-interval", "600", "--no-access-log"],
     "granian": ["granian", "--interface", "asgi", "--host", _HOST, "--port", "{port}", "--workers", "1"],
 }
-SERVERS = os.environ.get("LIVE_SERVERS", "daphne,uvicorn").split(",")
-"""granian is there for the asking; it is none of what this project installs."""
+SERVERS = os.environ.get("LIVE_SERVERS", "daphne,uvicorn,granian").split(",")
 
 
 class Server:

@@ -24,6 +24,7 @@ GROWTH = 64e6
 """Bytes that the server's memory may grow by. An attack that is kept, or a client that is sent what it does not read,
 would be hundreds of millions within seconds."""
 ROOM = "room"
+ATTACKED = [name for name in SERVERS if name != "granian"]  # one attack takes a minute in CI
 
 
 class People:
@@ -96,7 +97,7 @@ def require_only_what_may_be(entries: list[list[Any]], namespace: str) -> None:
         assert topic != ROOM or key.startswith("key ")
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", ATTACKED)
 async def test_a_hostile_client_harms_nobody_and_leaves_nothing(name: str, tag: str) -> None:
     with Server(name) as server:
         people = People(server, tag)
@@ -136,7 +137,7 @@ async def test_a_hostile_client_harms_nobody_and_leaves_nothing(name: str, tag: 
         assert "never retrieved" not in log
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", ATTACKED)
 async def test_whoever_waits_after_a_flood_is_let_in_before_the_server_gives_up(name: str, tag: str) -> None:
     """daphne, for one, allows 5 s for a handshake, and counts in whole seconds."""
     with Server(name) as server:
