@@ -620,3 +620,37 @@ test("a topic is left when the last of those that use it has let go", async () =
   await until(() => server.got.length === 2);
   assert.deepEqual(verbs().map(([verb]) => verb), ["subscribe", "unsubscribe"]);
 });
+
+test("what is let go of or stopped twice ends nothing that others use", async () => {
+  const state = connect();
+  const room = state.topic("room:1");
+  const [first, second] = [room.use(), room.use()];
+  const heard = [];
+  const listener = ({ key }) => heard.push(key);
+  const [stop] = [room.subscribe(listener), room.subscribe(listener)];
+  await until(() => state.status === "live");
+  for (let times = 0; times < 3; times++) first(), stop();
+  await sleep(20);
+  const [socket] = server.clients;
+  socket.send(JSON.stringify({ _orama: "ephemeral.set", topic: "room:1", key: "k", client_id: "c" }));
+  await until(() => room.entries.size === 1);
+  assert.deepEqual([heard, verbs()], [["k"], [["subscribe", undefined]]]);
+  second();
+  await until(() => server.got.length === 2);
+  assert.deepEqual(verbs().at(-1), ["unsubscribe", undefined]);
+});
+
+test("a silent server is given up after as long, whatever the wall clock is set to", (t) => {
+  let [mono, wall] = [5000, 1_800_000_000_000];
+  t.mock.method(performance, "now", () => mono);
+  t.mock.method(Date, "now", () => wall);
+  const [made, Socket] = sockets();
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const state = connect({ WebSocket: Socket });
+  made[0].welcome("room:1");
+  made[0].tell("ping");
+  wall -= 600_000;
+  for (let second = 0; second < 31; second++) (mono += 1000), (wall += 1000), t.mock.timers.tick(1000);
+  assert.deepEqual([state.status, made.length, made[0].code], ["stale", 2, 4001]);
+  state.close();
+});

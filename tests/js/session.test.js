@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { Session } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
 import { base64, shown, Wire } from "./fixtures.js";
 
 const ONE = base64(1);
@@ -456,4 +457,297 @@ test("leaving a topic is said again when it was too much, unless it is followed 
   wire.time += 250;
   wire.session.flush();
   assert.deepEqual(wire.taken(), [{ verb: "clear", topic: "t", key: "k" }]);
+});
+
+/** What a server has of this page by the frames it was sent: those that `refused` names were answered so, the others ok. */
+function serverOf(wire) {
+  const keys = new Map();
+  const carriedOut = new Set();
+  return {
+    keys,
+    /** Answer what was sent since. A refused frame changes nothing. */
+    answer(refused = () => null) {
+      for (const frame of wire.sent.filter(({ ref }) => ref && !carriedOut.has(ref))) {
+        carriedOut.add(frame.ref);
+        const code = refused(frame);
+        if (code) wire.hear("error", { code, message: "", ref: frame.ref, retry_after_ms: 250 });
+        else if (frame._orama === "ephemeral.subscribe") wire.welcome(frame.topic, [...keys].map(([key, [owner, payload]]) => [key, owner, payload]));
+        else {
+          if (frame._orama === "ephemeral.set") keys.set(frame.key, [wire.session.clientId, frame.payload ?? ""]);
+          if (frame._orama === "ephemeral.clear" && keys.get(frame.key)?.[0] === wire.session.clientId) keys.delete(frame.key);
+          wire.hear("ok", { ref: frame.ref });
+        }
+      }
+    },
+    /** All that is due, and its answers. */
+    settle(ms = 5000) {
+      for (const end = wire.time + ms; wire.time < end; wire.time += 50) {
+        wire.session.flush();
+        this.answer();
+      }
+    },
+  };
+}
+
+const WAITS = {
+  "a throttled set": (wire, server) => {
+    wire.session.set("t", "k", ONE, { throttle: 50 });
+    server.answer();
+    wire.time += 10;
+    wire.session.set("t", "k", TWO, { throttle: 50 });
+  },
+  "a set that was too much": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.session.set("t", "k", TWO, {});
+    server.answer(() => "rate_limited");
+  },
+  "a set that the store may have": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.keys.set("k", ["me", ONE]);
+    server.answer(() => "unavailable");
+  },
+  "a set without an answer yet": (wire) => wire.session.set("t", "k", ONE, {}),
+  "a set behind those that fill the window": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    for (let n = 0; n < 70; n++) wire.session.set("t", `k${n}`, ONE, {});
+    wire.session.set("t", "k", TWO, {});
+  },
+  "a clear that was too much": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.session.clear("t", "k");
+    server.answer(() => "rate_limited");
+  },
+  "a clear after another frame was too much": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.session.set("t", "other", ONE, {});
+    server.answer(() => "rate_limited");
+    wire.session.clear("t", "k");
+  },
+  "a set that was refused for good after another": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.session.set("t", "k", TWO, {});
+    server.answer(() => "payload_too_large");
+  },
+  "everything, since the topic was followed again": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.session.set("t", "other", ONE, {});
+    server.answer(() => "rate_limited");
+    wire.session.leave("t");
+    wire.session.follow("t");
+  },
+  "everything, after the topic was revoked": (wire, server) => {
+    wire.session.set("t", "k", ONE, {});
+    server.answer();
+    wire.hear("revoked", { topic: "t" });
+  },
+};
+for (const [what, happens] of Object.entries(WAITS))
+  for (const end of ["leaving", "clearing"])
+    test(`nothing of ours stays after ${end} while there waits ${what}`, () => {
+      const wire = joined();
+      const server = serverOf(wire);
+      happens(wire, server);
+      if (end === "leaving") wire.session.leave("t");
+      else wire.session.clear("t", "k");
+      server.settle();
+      assert.deepEqual([...server.keys.keys()].filter((key) => key === "k" || end === "leaving"), []);
+      assert.equal(wire.session.left.size, 0);
+      assert.equal(wire.session.due, Infinity);
+    });
+
+test("what was never sent is forgotten, and the server hears nothing of it", () => {
+  const wire = new Wire();
+  wire.session.follow("t");
+  wire.session.set("t", "k", ONE, {});
+  wire.session.clear("t", "k");
+  wire.session.set("t", "l", ONE, {});
+  wire.session.leave("t");
+  wire.connect("me");
+  assert.deepEqual(wire.taken(), []);
+  assert.equal(wire.session.left.size, 0);
+});
+
+test("a key with a grace that is set and then cleared while there is no connection does not linger", () => {
+  for (const end of [(session) => session.clear("t", "k"), (session) => session.leave("t")]) {
+    const wire = joined();
+    const server = serverOf(wire);
+    wire.session.set("t", "k", ONE, { grace: 30 });
+    server.answer();
+    wire.session.closed();
+    wire.session.set("t", "k", TWO, { grace: 30 });
+    end(wire.session);
+    wire.session.opened();
+    wire.hear("hello", { client_id: "me again" });
+    server.settle();
+    assert.deepEqual([...server.keys], []);
+    assert.equal(wire.session.left.size, 0);
+  }
+});
+
+test("a connection lost in the middle of leaving: what lingers is cleared by the next one, and no successor is", () => {
+  const wire = joined();
+  const server = serverOf(wire);
+  for (const key of ["k", "taken"]) wire.session.set("t", key, ONE, { grace: 30 });
+  server.answer();
+  wire.session.leave("t"); // and no frame of it arrives
+  wire.session.closed();
+  server.keys.set("taken", ["other", TWO]);
+  wire.sent.length = 0;
+  wire.changes.length = 0;
+  wire.session.opened();
+  wire.hear("hello", { client_id: "me again" });
+  server.settle();
+  assert.deepEqual([...server.keys], [["taken", ["other", TWO]]]);
+  assert.deepEqual(wire.taken().map(({ verb, key }) => [verb, key]), [["subscribe", undefined], ["set", "k"], ["clear", "k"], ["unsubscribe", undefined]]);
+  assert.deepEqual([wire.changes, wire.problems, wire.session.left.size], [[], [], 0]);
+});
+
+test("a topic left while there is no connection is not asked for when nothing of it can be there any more", () => {
+  for (const [grace, minutes, asked] of [[30, 1, ["subscribe"]], [30, 2, []], [0, 2, []]]) {
+    const wire = joined();
+    const server = serverOf(wire);
+    wire.session.set("t", "k", ONE, { grace });
+    server.answer();
+    wire.session.closed();
+    wire.session.leave("t");
+    wire.time += minutes * 60_000;
+    wire.taken();
+    wire.session.opened();
+    assert.deepEqual(wire.taken().map(({ verb }) => verb), asked);
+    if (asked.length) wire.hear("error", { code: "forbidden", message: "", ref: wire.refs[0] });
+    wire.session.flush();
+    assert.deepEqual([wire.problems, wire.session.due], [[], Infinity]); // the page did not ask for it
+  }
+});
+
+test("of a key that is taken over to be cleared, a refused set does not make the clear count", () => {
+  const wire = joined();
+  const server = serverOf(wire);
+  wire.session.set("t", "k", ONE, { grace: 30 });
+  server.answer();
+  wire.session.closed();
+  wire.session.clear("t", "k");
+  wire.session.opened();
+  wire.hear("hello", { client_id: "me again" });
+  server.answer(({ _orama }) => (_orama === "ephemeral.set" ? "unavailable" : null));
+  server.answer(({ _orama }) => (_orama === "ephemeral.set" ? "unavailable" : null));
+  assert.deepEqual([...server.keys.keys()], ["k"]);
+  server.settle();
+  assert.deepEqual([...server.keys], []);
+});
+
+/** Steps of all iterations over what the session keeps of the line. */
+function counting(line) {
+  const counted = { steps: 0 };
+  for (const kept of [line.wants, line.held, line.unsent])
+    for (const name of ["entries", "keys", "values", "forEach", Symbol.iterator]) {
+      const own = kept[name];
+      kept[name] = function* (...args) {
+        for (const each of own.apply(this, args)) counted.steps++, yield each;
+      };
+    }
+  return counted;
+}
+
+for (const denied of [false, true])
+  test(`5 000 short-lived sets are not kept, and none costs more for the others: a topic that is ${denied ? "denied" : "write-only"}`, () => {
+    const wire = new Wire();
+    const line = wire.session.follow("t");
+    const counted = counting(line);
+    wire.session.opened();
+    wire.hear("hello", { client_id: "me" });
+    wire.hear("error", { code: "forbidden", message: "", ref: wire.sent[0].ref });
+    for (let n = 0; n < 5000; n++, wire.time += 10) {
+      wire.session.set("t", `k${n}`, ONE, { ttl: 1 });
+      const ref = wire.sent.at(-1).ref;
+      if (denied) wire.hear("error", { code: "forbidden", message: "", ref });
+      else wire.hear("ok", { ref });
+    }
+    assert.equal(wire.sent.length, 5001);
+    assert.ok(line.wants.size + line.held.size <= 600, `${line.wants.size} wants, ${line.held.size} held`);
+    assert.ok(counted.steps <= 5 * 5000, `${counted.steps} steps`);
+  });
+
+test("5 000 sets that wait for something cost no more each for the others", () => {
+  const waits = { "a connection": () => {}, "a snapshot": (wire) => wire.session.opened(), "room in the window": (wire) => wire.connect("me"),
+    "the time that the server named": (wire) => {
+      wire.connect("me");
+      wire.session.set("t", "first", ONE, {});
+      wire.hear("error", { code: "rate_limited", message: "", ref: wire.sent.at(-1).ref, retry_after_ms: 60_000 });
+    } };
+  for (const [what, begin] of Object.entries(waits)) {
+    const wire = new Wire();
+    const line = wire.session.follow("t");
+    begin(wire);
+    const counted = counting(line);
+    for (let n = 0; n < 5000; n++) wire.session.set("t", `k${n}`, ONE, { throttle: 50 }), wire.session.flush(), wire.session.due;
+    assert.equal(line.unsent.size + wire.sent.filter(({ _orama }) => _orama === "ephemeral.set").length >= 5000, true);
+    assert.ok(counted.steps <= 10 * 5000, `${what}: ${counted.steps} steps`);
+  }
+});
+
+/** The clocks of a machine: `wall` is set by hand, `mono` stands still while it sleeps. */
+function clocks(t) {
+  const machine = { wall: 1_800_000_000_000, mono: 5000 };
+  t.mock.method(Date, "now", () => machine.wall);
+  t.mock.method(performance, "now", () => machine.mono);
+  return { pass: (ms, asleep = 0) => ((machine.wall += ms + asleep), (machine.mono += ms)), set: (ms) => (machine.wall += ms) };
+}
+
+/** A session on the machine's own clocks. */
+function onClocks() {
+  const wire = new Wire();
+  const { sent, changes, problems } = wire;
+  wire.session = new Session({ send: (text) => sent.push(JSON.parse(text)), change: (...change) => changes.push(change), problem: (problem) => problems.push(problem) });
+  wire.session.follow("t");
+  wire.connect("me");
+  wire.taken();
+  return wire;
+}
+
+for (const jump of [-600_000, -500, 500, 0])
+  test(`waits do not follow the wall clock: it is set by ${jump} ms`, (t) => {
+    const machine = clocks(t);
+    const wire = onClocks();
+    const [set, due] = [(key, value, options) => wire.session.set("t", key, value, options), () => (wire.session.flush(), wire.taken().map(({ key }) => key))];
+    set("cursor", ONE, { throttle: 50 });
+    set("cursor", TWO, { throttle: 50 });
+    assert.deepEqual(due(), ["cursor"]);
+    machine.set(jump);
+    machine.pass(49);
+    assert.deepEqual(due(), []);
+    machine.pass(1);
+    assert.deepEqual(due(), ["cursor"]);
+    set("other", ONE, {});
+    assert.deepEqual(due(), ["other"]);
+    wire.hear("error", { code: "rate_limited", message: "", ref: wire.refs[0], retry_after_ms: 250 });
+    machine.set(jump);
+    machine.pass(249);
+    assert.deepEqual(due(), []);
+    machine.pass(1);
+    assert.deepEqual(due(), ["other"]);
+    set("brief", ONE, { ttl: 5 });
+    wire.taken();
+    machine.set(jump);
+    machine.pass(2000);
+    wire.session.closed();
+    wire.connect("me again");
+    assert.deepEqual(wire.taken().filter(({ key }) => key === "brief").map(({ ttl_ms }) => ttl_ms), [3000]);
+  });
+
+test("what a machine has slept through counts: a short life is over after it", (t) => {
+  const machine = clocks(t);
+  const wire = onClocks();
+  wire.session.set("t", "brief", ONE, { ttl: 5 });
+  wire.taken();
+  machine.pass(10, 3_600_000);
+  wire.session.closed();
+  wire.connect("me again");
+  assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
 });

@@ -1,3 +1,8 @@
+/**
+ * A clock in ms that is never set back, for waits and deadlines. It follows `mono`, which in some browsers stands still
+ * while the machine sleeps: where `wall` has moved on by more than a second longer, that was a sleep, and counts too.
+ */
+export function steady(mono?: () => number, wall?: () => number): () => number;
 /** One key's value and owner. It never changes, but for the time when it expires: a new value is a new `Entry`. */
 export class Entry {
     /**
@@ -74,6 +79,8 @@ export class Session {
     });
     /** @type {Map<string, Line>} */
     lines: Map<string, Line>;
+    /** @type {Map<string, Line>} topics that were left, of which the server may still have something of ours */
+    left: Map<string, Line>;
     /** @type {Set<string>} */
     ids: Set<string>;
     /** @type {string | null} one's own, of this connection or the last; null if the server does not say */
@@ -82,12 +89,12 @@ export class Session {
     now: () => number;
     /** What cannot be a name is denied here, and no server is asked. @param {string} name @param {TopicOptions} [options] */
     follow(name: string, options?: TopicOptions): Line;
-    /** @param {string} name */
+    /** Clear what the server may have of ours in the topic, and hear no more of it. @param {string} name */
     leave(name: string): void;
     /** @param {string} name @param {string} key @param {string} payload base64 @param {SetOptions} options */
     set(name: string, key: string, payload: string, { ttl, grace, throttle }: SetOptions): void;
     /** @param {string} name @param {string} key */
-    clear(name: string, key: string): undefined;
+    clear(name: string, key: string): void;
     opened(): void;
     closed(): void;
     /** When there is something to send again, in ms; Infinity: there is not. */
@@ -132,7 +139,7 @@ export class Topic {
     /**
      * Count one more part of the page that uses it. When the last of them has let go, it is left: not at once, since
      * another may take over.
-     * @returns {() => void} lets go
+     * @returns {() => void} lets go, once
      */
     use(): () => void;
     /** @internal @param {Change} change */
@@ -247,26 +254,40 @@ export type Frame = Record<string, any>;
 export type Want = {
     op: "set" | "clear";
     payload: string;
-    ttl: number | null;
     grace: number;
     deadline: number | null;
     due: number;
-    sent: boolean;
     confirmed: boolean;
     lost: boolean;
 };
 /**
- * One topic of a session. `state` is how far this connection is with it.
+ * The server may have something of ours under a key, and not for longer than `until`: so many `sets` were sent and not
+ * refused, the last of them with the ref `ref` at the time `at`.
+ */
+export type Held = {
+    sets: number;
+    ref: number;
+    at: number;
+    until: number;
+    grace: number;
+};
+/**
+ * One topic of a session. `state` is how far this connection is with it. `unsent` are the keys of `wants` that are yet
+ * to be sent, none of them before `wake`. `parted`: whether the server was told, or has confirmed, that it is left.
  */
 export type Line = {
     view: View;
     options: TopicOptions;
     wants: Map<string, Want>;
-    lastSent: Map<string, number>;
+    held: Map<string, Held>;
+    unsent: Set<string>;
+    wake: number;
+    sweep: number;
     state: "new" | "asked" | "again" | "live" | "denied";
     due: number;
     plain: boolean;
     seen: boolean;
+    parted: "" | "told" | "done";
 };
 export type Asked = {
     verb: string;

@@ -54,6 +54,21 @@ const utf8 = new TextEncoder();
 const text = new TextDecoder("utf-8", { fatal: true });
 const EMPTY = new Uint8Array();
 
+/**
+ * A clock in ms that is never set back, for waits and deadlines. It follows `mono`, which in some browsers stands still
+ * while the machine sleeps: where `wall` has moved on by more than a second longer, that was a sleep, and counts too.
+ */
+export function steady(mono = () => performance.now(), wall = () => Date.now()) {
+  let [time, before, day] = [mono(), mono(), wall()];
+  return () => {
+    const [since, slept] = [mono() - before, wall() - day];
+    [before, day] = [before + since, day + slept];
+    return (time += slept - since > SLEEP ? slept : since);
+  };
+}
+
+const SLEEP = 1000; // ms; the wall clock counts whole ms, and in some browsers only each hundredth
+
 /** One key's value and owner. It never changes, but for the time when it expires: a new value is a new `Entry`. */
 export class Entry {
   #view;
@@ -231,14 +246,22 @@ export class View {
 
 /**
  * What a page wants of one key: sent when there is a connection, and again when there is a new one.
- * @typedef {{ op: "set" | "clear", payload: string, ttl: number | null, grace: number, deadline: number | null,
- *   due: number, sent: boolean, confirmed: boolean, lost: boolean }} Want
+ * @typedef {{ op: "set" | "clear", payload: string, grace: number, deadline: number | null, due: number,
+ *   confirmed: boolean, lost: boolean }} Want
  */
 
 /**
- * One topic of a session. `state` is how far this connection is with it.
- * @typedef {{ view: View, options: TopicOptions, wants: Map<string, Want>, lastSent: Map<string, number>,
- *   state: "new" | "asked" | "again" | "live" | "denied", due: number, plain: boolean, seen: boolean }} Line
+ * The server may have something of ours under a key, and not for longer than `until`: so many `sets` were sent and not
+ * refused, the last of them with the ref `ref` at the time `at`.
+ * @typedef {{ sets: number, ref: number, at: number, until: number, grace: number }} Held
+ */
+
+/**
+ * One topic of a session. `state` is how far this connection is with it. `unsent` are the keys of `wants` that are yet
+ * to be sent, none of them before `wake`. `parted`: whether the server was told, or has confirmed, that it is left.
+ * @typedef {{ view: View, options: TopicOptions, wants: Map<string, Want>, held: Map<string, Held>, unsent: Set<string>,
+ *   wake: number, sweep: number, state: "new" | "asked" | "again" | "live" | "denied", due: number, plain: boolean,
+ *   seen: boolean, parted: "" | "told" | "done" }} Line
  */
 
 /** @typedef {{ verb: string, name: string, fields: Frame, key?: string, want?: Want, cost: number }} Asked */
@@ -249,11 +272,17 @@ const MAX_RATE = 1000;
 const OPEN = 64; // commands without an answer; a hundred that are refused in a row would end the connection
 const PASSING = ["rate_limited", "unavailable", "gone"]; // `gone` comes from a server that stops
 const LONG = 16384; // characters of a command; each time so many, it counts once more
+const LINGERS = 60_000; // ms that a server may take to see that a connection is gone
+const SWEEP = 256; // keys of a topic that are kept before those are looked for whose time is over
+/** @type {Omit<Want, "confirmed" | "lost">} */
+const CLEAR = { op: "clear", payload: "", grace: 0, deadline: null, due: 0 };
 
 /** The rules of a connection and of what outlives it. Pure but for what it is given: `send`, `now` and the callbacks. */
 export class Session {
   /** @type {Map<string, Line>} */
   lines = new Map();
+  /** @type {Map<string, Line>} topics that were left, of which the server may still have something of ours */
+  left = new Map();
   /** @type {Set<string>} */
   ids = new Set();
   /** @type {string | null} one's own, of this connection or the last; null if the server does not say */
@@ -262,8 +291,7 @@ export class Session {
   #ref = 0;
   /** @type {Map<number, Asked>} commands without an answer yet */
   #asked = new Map();
-  /** @type {Asked[]} what nobody wants any more and yet has to be said, when the server takes it */
-  #late = [];
+  #since = 0; // the last ref of the former connection
   #cost = 0;
   #hold = 0;
   #on;
@@ -274,72 +302,89 @@ export class Session {
    */
   constructor(on) {
     this.#on = on;
-    this.now = on.now ?? Date.now;
+    this.now = on.now ?? steady();
   }
 
   /** What cannot be a name is denied here, and no server is asked. @param {string} name @param {TopicOptions} [options] */
   follow(name, options = {}) {
-    const view = new View(name, this.ids, this.now);
+    const before = this.left.get(name); // what it has not cleared yet is this one's to clear, or to set again
     /** @type {Line} */
-    const line = { view, options, wants: new Map(), lastSent: new Map(), state: "new", due: 0, plain: false, seen: false };
+    const line = {
+      view: new View(name, this.ids),
+      options,
+      wants: before?.wants ?? new Map(),
+      held: before?.held ?? new Map(),
+      unsent: before?.unsent ?? new Set(),
+      ...{ wake: 0, sweep: SWEEP, state: "new", due: 0, plain: false, seen: false, parted: "" },
+    };
     if (!isName(name)) return Object.assign(line, { state: "denied" });
+    this.left.delete(name);
     this.lines.set(name, line);
     if (this.open) this.#subscribe(name, line);
     return line;
   }
 
-  /** @param {string} name */
+  /** Clear what the server may have of ours in the topic, and hear no more of it. @param {string} name */
   leave(name) {
-    const line = this.lines.get(name);
+    const followed = this.lines.get(name);
+    if (!followed) return;
     this.lines.delete(name);
-    if (!line || !this.open) return;
-    for (const [key, want] of line.wants) if (want.sent && want.op === "set") this.#ask("clear", name, { key }, key);
-    if (line.options.subscribe !== false) this.#ask("unsubscribe", name, {});
+    const line = { ...followed, view: new View(name, this.ids) }; // the page keeps the other as it was
+    for (const key of line.wants.keys()) if (!line.held.has(key)) this.#forget(line, key);
+    for (const key of line.held.keys()) if (line.wants.get(key)?.op !== "clear") this.#want(line, key, CLEAR);
+    this.left.set(name, line);
+    this.#part(name, line);
   }
 
   /** @param {string} name @param {string} key @param {string} payload base64 @param {SetOptions} options */
   set(name, key, payload, { ttl = null, grace = 0, throttle = 0 }) {
     const line = this.#line(name);
-    const ms = ttl === null ? null : ttl * 1000;
-    this.#want(line, name, key, {
-      op: "set",
-      payload,
-      ttl: ms,
-      grace: grace * 1000,
-      deadline: ms === null ? null : this.now() + ms,
-      due: (line.lastSent.get(key) ?? -Infinity) + throttle,
-    });
+    const deadline = ttl === null ? null : this.now() + ttl * 1000;
+    const due = (line.held.get(key)?.at ?? -Infinity) + throttle;
+    this.#want(line, key, { op: "set", payload, grace: grace * 1000, deadline, due });
+    if (line.wants.size + line.held.size > line.sweep) this.#sweep(line);
+    this.#flush(name, line);
   }
 
   /** @param {string} name @param {string} key */
   clear(name, key) {
     const line = this.#line(name);
-    const wanted = line.wants.get(key);
-    if (!this.open && !wanted) return;
-    if (wanted?.op === "set" && !wanted.sent && !line.lastSent.has(key)) return void line.wants.delete(key);
-    this.#want(line, name, key, { op: "clear", payload: "", ttl: null, grace: 0, deadline: null, due: 0 });
+    const mine = line.held.has(key) || line.view.entries.get(key)?.mine;
+    if (!mine && (!this.open || line.wants.get(key)?.op === "set")) return this.#forget(line, key);
+    this.#want(line, key, CLEAR);
+    this.#flush(name, line);
   }
 
   opened() {
     this.open = true;
     this.#hold = 0;
+    this.#since = this.#ref;
     for (const [name, line] of this.lines) {
       line.plain = false; // the server may be a newer one than the last
       this.#subscribe(name, line);
     }
+    for (const [name, line] of this.left) {
+      // Only a snapshot tells what of a former connection is still there.
+      this.#sweep(line);
+      if (line.held.size && line.options.subscribe !== false) this.#subscribe(name, line);
+      else this.left.delete(name);
+    }
   }
 
   closed() {
+    const now = this.now();
     this.open = false;
     this.#asked.clear();
     this.#cost = 0;
-    this.#late = [];
-    for (const line of this.lines.values()) {
-      line.state = "new";
+    for (const line of [...this.lines.values(), ...this.left.values()]) {
+      Object.assign(line, { state: "new", parted: "", wake: 0 });
       line.view.live = false;
       line.view.partial = null;
-      line.lastSent.clear();
-      for (const want of line.wants.values()) if (!want.confirmed) want.sent = false;
+      for (const [key, want] of line.wants) if (!want.confirmed) line.unsent.add(key);
+      for (const held of line.held.values()) {
+        held.at = -Infinity;
+        held.until = Math.min(held.until, now + held.grace + LINGERS);
+      }
     }
   }
 
@@ -347,24 +392,26 @@ export class Session {
   get due() {
     let due = Infinity;
     if (!this.open) return due;
-    if (this.#late.length) due = this.#hold;
-    for (const { state, due: again, wants } of this.lines.values()) {
-      if (state === "again") due = Math.min(due, again);
-      if (settled(state) && this.#cost < OPEN) for (const want of wants.values()) if (!want.sent) due = Math.min(due, want.due);
-    }
+    const now = this.now();
+    for (const lines of [this.lines, this.left])
+      for (const line of lines.values()) {
+        if (line.state === "again") due = Math.min(due, line.due);
+        if (line.unsent.size && this.#cost < OPEN) due = Math.min(due, line.wake);
+        if (lines === this.left && !line.unsent.size && !line.parted && !this.#unknown(line)) due = Math.min(due, now);
+      }
     return Math.max(due, this.#hold);
   }
 
   /** Send what is due. */
   flush() {
     if (!this.open) return;
-    if (this.#hold <= this.now())
-      for (const { verb, name, fields, key } of this.#late.splice(0))
-        if (verb !== "unsubscribe" || !this.lines.has(name)) this.#ask(verb, name, fields, key);
-    for (const [name, line] of this.lines) {
-      if (line.state === "again" && line.due <= this.now() && this.#hold <= this.now()) this.#subscribe(name, line);
-      this.#flush(name, line);
-    }
+    const now = this.now();
+    for (const lines of [this.lines, this.left])
+      for (const [name, line] of lines) {
+        if (line.state === "again" && line.due <= now && this.#hold <= now) this.#subscribe(name, line);
+        if (lines === this.left) this.#part(name, line);
+        else this.#flush(name, line);
+      }
   }
 
   /** @param {Frame} frame @returns {boolean} whether it was one of ours */
@@ -413,36 +460,118 @@ export class Session {
     return this.lines.get(name) ?? this.follow(name);
   }
 
-  /** @param {Line} line @param {string} name @param {string} key @param {Omit<Want, "sent" | "confirmed" | "lost">} want */
-  #want(line, name, key, want) {
-    line.wants.set(key, { ...want, sent: false, confirmed: false, lost: false });
-    this.#flush(name, line);
+  /** Also one that was left. @param {string} name */
+  #any(name) {
+    return this.lines.get(name) ?? this.left.get(name);
+  }
+
+  /** @param {Line} line @param {string} key @param {Omit<Want, "confirmed" | "lost">} want */
+  #want(line, key, want) {
+    line.wants.set(key, { ...want, confirmed: false, lost: false });
+    this.#again(line, key, want.due);
+  }
+
+  /** What is wanted of the key is to be sent. @param {Line} line @param {string} key @param {number} due */
+  #again(line, key, due) {
+    const wake = this.#may(line, key) ? due : Infinity;
+    line.wake = line.unsent.size ? Math.min(line.wake, wake) : wake;
+    line.unsent.add(key);
+  }
+
+  /** @param {Line} line @param {string} key */
+  #forget(line, key) {
+    line.wants.delete(key);
+    line.unsent.delete(key);
+  }
+
+  /**
+   * Before there is a snapshot nothing is set: somebody else may have set the key meanwhile.
+   * @param {Line} line @param {string} key
+   */
+  #may(line, key) {
+    return settled(line.state) || (line.wants.get(key)?.op === "clear" && this.#holds(line, key));
+  }
+
+  /** Whether this connection has set the key, and it may be there. @param {Line} line @param {string} key */
+  #holds(line, key) {
+    return (line.held.get(key)?.ref ?? 0) > this.#since;
+  }
+
+  /** Whether a former connection may have left something that has not been looked for yet. @param {Line} line */
+  #unknown(line) {
+    return !settled(line.state) && [...line.held.keys()].some((key) => !this.#holds(line, key));
+  }
+
+  /** Forget what is over: of a topic that cannot be read, nobody says what has expired. @param {Line} line */
+  #sweep(line) {
+    const now = this.now();
+    for (const [key, { deadline }] of line.wants) if (deadline !== null && deadline <= now) this.#forget(line, key);
+    for (const [key, { until }] of line.held) if (until <= now) line.held.delete(key);
+    line.sweep = SWEEP + 2 * (line.wants.size + line.held.size); // so that a set costs the same however many there are
   }
 
   /** @param {string} name @param {Line} line */
   #flush(name, line) {
     const now = this.now();
-    if (!this.open || !settled(line.state) || now < this.#hold) return;
-    for (const [key, want] of line.wants)
-      if (this.#cost < OPEN && !want.sent && want.due <= now) this.#send(name, line, key, want);
+    if (!this.open || now < this.#hold || now < line.wake) return;
+    let wake = Infinity;
+    for (const key of line.unsent) {
+      if (this.#cost >= OPEN) return;
+      const want = line.wants.get(key);
+      if (!want || !this.#may(line, key)) continue;
+      if (want.due > now) wake = Math.min(wake, want.due);
+      else this.#send(name, line, key, want);
+    }
+    line.wake = wake;
+  }
+
+  /** Send what is left to be said of a topic that was left. @param {string} name @param {Line} line */
+  #part(name, line) {
+    const asks = line.options.subscribe !== false;
+    if (this.open) {
+      this.#flush(name, line);
+      if (line.unsent.size || this.#unknown(line) || this.now() < this.#hold) return;
+      if (asks && !line.parted) {
+        line.parted = "told";
+        this.#ask("unsubscribe", name, {});
+      }
+    }
+    const over = this.open ? !line.wants.size && (!asks || line.parted === "done") : !asks || !line.held.size;
+    if (over) this.left.delete(name);
   }
 
   /** @param {string} name @param {Line} line @param {string} key @param {Want} want */
   #send(name, line, key, want) {
     const now = this.now();
-    if (want.deadline !== null && want.deadline <= now) return void line.wants.delete(key);
-    want.sent = true;
+    if (want.deadline !== null && want.deadline <= now) return this.#forget(line, key);
+    line.unsent.delete(key);
+    const there = line.view.entries.get(key);
+    if (want.op === "set") this.#put(name, line, key, want.payload, want);
+    // What a former connection left: only an owner can clear.
+    else if (there?.mine && there.owner !== this.clientId && !this.#holds(line, key)) this.#put(name, line, key, there.payload, want);
+    if (want.op === "set") return;
+    this.#ask("clear", name, { key }, key, want);
+    const held = line.held.get(key);
+    if (held) held.at = -Infinity; // a set after it need not wait
+  }
+
+  /** @param {string} name @param {Line} line @param {string} key @param {string} payload @param {Want} want */
+  #put(name, line, key, payload, want) {
+    const now = this.now();
     /** @type {Frame} */
     const fields = { key };
-    if (want.op === "set") {
-      line.lastSent.set(key, now);
-      if (want.payload) fields.payload = want.payload;
-      fields.ttl_ms = want.deadline === null ? null : Math.ceil(want.deadline - now);
-      if (want.grace) fields.grace_ms = want.grace;
-    } else {
-      line.lastSent.delete(key);
-    }
-    this.#ask(want.op, name, fields, key, want);
+    if (payload) fields.payload = payload;
+    fields.ttl_ms = want.deadline === null ? null : Math.ceil(want.deadline - now);
+    if (want.grace) fields.grace_ms = want.grace;
+    this.#ask("set", name, fields, key, want);
+    const { sets, until, grace } = line.held.get(key) ?? { sets: 0, until: 0, grace: 0 };
+    line.held.set(key, {
+      sets: sets + 1,
+      ref: this.#ref,
+      at: now,
+      until: Math.max(until, want.deadline ?? Infinity),
+      grace: Math.max(grace, want.grace),
+    });
   }
 
   /** @param {string} name @param {Line} line */
@@ -476,15 +605,17 @@ export class Session {
   #told(kind, frame) {
     const name = string(frame.topic);
     this.#answered(frame.ref);
-    const line = this.lines.get(name);
-    if (!line || line.state === "denied") return; // it was on its way when we left
+    const line = this.#any(name);
+    const left = line === this.left.get(name);
+    if (!line || line.state === "denied" || (left && line.state !== "asked")) return; // it was on its way when we left
     const begun = line.view.partial !== null;
     const changes = line.view.apply(frame);
     if (line.view.partial) return;
     if (begun || kind === "ephemeral.snapshot") this.#welcomed(name, line);
     else for (const change of changes) this.#owned(line, change);
     if (line.view.lost && line.state === "live") this.#subscribe(name, line);
-    this.#tell(name, changes);
+    if (left) this.#part(name, line);
+    else this.#tell(name, changes);
   }
 
   /** @param {string} name @param {Line} line */
@@ -492,29 +623,24 @@ export class Session {
     const again = line.view.live;
     line.state = "live";
     line.view.live = line.seen = true;
-    if (!again) this.#return(name, line);
+    if (!again) this.#return(line);
     this.#flush(name, line);
   }
 
-  /** What is still wanted of a topic that this connection has only now. @param {string} name @param {Line} line */
-  #return(name, line) {
+  /** What is still wanted of a topic that this connection has only now. @param {Line} line */
+  #return(line) {
     for (const [key, want] of line.wants) {
       const there = line.view.entries.get(key);
-      const former = there?.mine;
-      const foreign = there && !former && this.ids.size > 0;
-      if (want.op === "clear") {
-        // It went with the former connection; but with a grace it lingers, and only an owner can clear.
-        line.wants.delete(key);
-        if (!former) continue;
-        this.#ask("set", name, { key, payload: there.payload, ttl_ms: null });
-        this.#ask("clear", name, { key }, key);
-      } else if (want.lost || (foreign && want.confirmed)) {
-        line.wants.delete(key); // somebody set it later than we did
-      } else {
-        want.sent = want.confirmed = false;
-        want.due = 0;
-      }
+      const foreign = there && !there.mine && this.ids.size > 0;
+      // A clear: it went with the former connection, but for what lingers. A set: somebody set it later than we did.
+      const over = want.op === "clear" ? !there?.mine : want.lost || (foreign && want.confirmed);
+      if (this.#holds(line, key)) continue;
+      if (over) this.#forget(line, key);
+      else Object.assign(want, { confirmed: false, due: 0 }), line.unsent.add(key);
     }
+    for (const key of line.held.keys())
+      if (!this.#holds(line, key) && !line.view.entries.get(key)?.mine) line.held.delete(key);
+    line.wake = 0;
   }
 
   /** Whether what we own is still ours. @param {Line} line @param {Change} change */
@@ -522,34 +648,48 @@ export class Session {
     const want = line.wants.get(key);
     if (!want?.confirmed) return;
     if (type === "set") want.lost = this.ids.size > 0 && !entry.mine;
-    else if (reason === "expired") line.lastSent.delete(key), line.wants.delete(key);
+    else if (reason === "expired") this.#forget(line, key), line.held.delete(key);
     else want.lost = true;
   }
 
   /** @param {number} ref */
   #confirmed(ref) {
     const asked = this.#answered(ref);
-    if (!asked?.want) return;
-    asked.want.confirmed = true;
-    const wants = this.lines.get(asked.name)?.wants;
-    if (asked.want.op === "clear" && asked.key !== undefined && wants?.get(asked.key) === asked.want) wants.delete(asked.key);
+    const line = asked && this.#any(asked.name);
+    if (!asked || !line) return;
+    const { verb, key, want } = asked;
+    if (verb === "unsubscribe" && line.parted) line.parted = "done";
+    if (key === undefined || !want) return;
+    const held = line.held.get(key);
+    if (verb === "clear" && held && held.ref < ref) line.held.delete(key);
+    else if (verb === "set" && held?.ref === ref) Object.assign(held, { sets: 1, until: want.deadline ?? Infinity, grace: want.grace });
+    // Not if it is to be said again: of a key that had to be set first, that may have been refused.
+    if (line.wants.get(key) !== want || line.unsent.has(key) || verb !== want.op) return;
+    want.confirmed = true;
+    if (verb === "clear") line.wants.delete(key);
   }
 
   /** @param {Frame} frame */
   #refused({ ref, code, message, retry_after_ms: ms }) {
     const asked = this.#answered(ref);
-    const line = asked && this.lines.get(asked.name);
+    const line = asked && this.#any(asked.name);
     const later = this.now() + (typeof ms === "number" ? ms : RETRY);
     const passing = PASSING.includes(code);
     if (code === "rate_limited") this.#hold = Math.max(this.#hold, later);
-    if (passing && asked && !asked.want && asked.verb !== "subscribe") {
-      this.#hold = Math.max(this.#hold, later);
-      this.#late.push(asked);
-    } else if (line && asked.want && asked.key !== undefined && line.wants.get(asked.key) === asked.want) {
-      // The newest want of the key is the one to try again; what was refused for good is not wanted any more.
-      if (passing) Object.assign(asked.want, { sent: false, due: later });
-      else line.wants.delete(asked.key);
-    } else if (line && asked.key === undefined && line.state === "asked") {
+    if (line && asked.key !== undefined) {
+      const held = line.held.get(asked.key);
+      // Where the store did not answer it may have it all the same.
+      if (asked.verb === "set" && held && code !== "unavailable" && --held.sets <= 0) line.held.delete(asked.key);
+      if (asked.want && line.wants.get(asked.key) === asked.want) {
+        // The newest want of the key is the one to try again; what was refused for good is not wanted any more.
+        asked.want.due = later;
+        if (passing) this.#again(line, asked.key, later);
+        else this.#forget(line, asked.key);
+      }
+    } else if (line && asked.verb === "unsubscribe") {
+      if (line.parted) line.parted = passing ? "" : "done";
+      if (passing) this.#hold = Math.max(this.#hold, later);
+    } else if (line && asked.verb === "subscribe" && line.state === "asked") {
       if (code === "bad_frame" && !line.plain) {
         line.plain = true; // a server that does not know batches
         return this.#subscribe(asked.name, line);
@@ -557,6 +697,7 @@ export class Session {
       line.state = passing ? "again" : "denied";
       line.due = later;
       if (!passing) this.#deny(asked.name, line);
+      if (!passing && line === this.left.get(asked.name)) return; // the page does not follow it, and did not ask
     }
     /** @type {Problem} */
     const problem = { code: string(code), message: String(message) };
@@ -572,6 +713,7 @@ export class Session {
     if (!line) return;
     line.state = "denied";
     line.wants.clear();
+    line.unsent.clear();
     this.#deny(name, line);
     this.#on.problem({ code: "revoked", message: "the right to follow the topic has ended", topic: name });
   }
@@ -580,7 +722,7 @@ export class Session {
   #deny(name, line) {
     line.view.live = false;
     this.#tell(name, line.view.forget("revoked"));
-    this.#return(name, line);
+    this.#return(line);
     this.#flush(name, line); // who may not read may still be allowed to write
   }
 
@@ -655,8 +797,9 @@ export class Topic {
    * @returns {() => void} stops it
    */
   subscribe(listener) {
-    this.#listeners.add(listener);
-    return () => void this.#listeners.delete(listener);
+    const own = (/** @type {Change} */ change) => listener(change); // one listener may be here twice, and be stopped once
+    this.#listeners.add(own);
+    return () => void this.#listeners.delete(own);
   }
 
   /** Every change from now on. A reader that is slow gets the newest change per key. @returns {AsyncGenerator<Change>} */
@@ -697,11 +840,14 @@ export class Topic {
   /**
    * Count one more part of the page that uses it. When the last of them has let go, it is left: not at once, since
    * another may take over.
-   * @returns {() => void} lets go
+   * @returns {() => void} lets go, once
    */
   use() {
     this.#users++;
+    let uses = true;
     return () => {
+      if (!uses) return; // not what others use
+      uses = false;
       this.#users--;
       setTimeout(() => this.#users === 0 && this.leave());
     };
@@ -745,6 +891,7 @@ export class EphemeralState extends EventTarget {
   #url;
   #options;
   #session;
+  #now = steady();
   /** @type {Map<string, Topic>} */ #topics = new Map();
   /** @type {WebSocket | null} */ #socket = null;
   /** @type {Status} */ #status = "connecting";
@@ -774,6 +921,7 @@ export class EphemeralState extends EventTarget {
     this.#options = { minDelay: 500, maxDelay: 15_000, random: Math.random, ...options };
     this.#session = new Session({
       send: (frame) => this.#socket?.send(frame),
+      now: this.#now,
       change: (name, change) => this.#topics.get(name)?._tell(change),
       problem: (problem) => this._problem(problem),
     });
@@ -858,7 +1006,7 @@ export class EphemeralState extends EventTarget {
     }
     this.#socket = socket;
     let opened = false;
-    this.#heard = Date.now();
+    this.#heard = this.#now();
     this.#watch = setTimeout(() => {
       socket.close(); // something has taken the connection, and says nothing
       this.#lost(0, "", false);
@@ -866,7 +1014,7 @@ export class EphemeralState extends EventTarget {
     socket.onopen = () => {
       opened = true;
       this.#unreached = false;
-      this.#opened = this.#heard = Date.now();
+      this.#opened = this.#heard = this.#now();
       clearTimeout(this.#watch);
       this.#watch = undefined;
       if (this.#pings) this.#watchOver();
@@ -880,7 +1028,7 @@ export class EphemeralState extends EventTarget {
 
   /** @param {any} data */
   #received(data) {
-    this.#heard = Date.now();
+    this.#heard = this.#now();
     let frame = data;
     try {
       frame = typeof data === "string" ? JSON.parse(data) : data;
@@ -909,7 +1057,7 @@ export class EphemeralState extends EventTarget {
       this.#session.revoked();
       this._problem({ code: "revoked", message: reason || "the server has ended this user's rights" });
     }
-    if (this.#opened && Date.now() - this.#opened > STEADY) this.#failures = 0;
+    if (this.#opened && this.#now() - this.#opened > STEADY) this.#failures = 0;
     this.#opened = 0;
     if (code === REFUSED) {
       this.#failures += 4;
@@ -958,7 +1106,7 @@ export class EphemeralState extends EventTarget {
   }
 
   #silent() {
-    return Date.now() - this.#heard >= SILENCE;
+    return this.#now() - this.#heard >= SILENCE;
   }
 
   #again() {
@@ -1004,7 +1152,7 @@ export class EphemeralState extends EventTarget {
     this.#session.flush();
     clearTimeout(this.#tick);
     const due = this.#session.due;
-    if (due < Infinity) this.#tick = setTimeout(() => this._sent(), Math.max(0, due - Date.now()));
+    if (due < Infinity) this.#tick = setTimeout(() => this._sent(), Math.max(0, due - this.#now()));
     this.#update();
   }
 
@@ -1012,7 +1160,7 @@ export class EphemeralState extends EventTarget {
   _left(topic) {
     // Not by its name, which is not what it is filed under where that cannot be one.
     for (const [name, other] of this.#topics) if (other === topic) this.#topics.delete(name);
-    this.#update();
+    this._sent();
   }
 
   /** @internal @param {Problem} problem */
