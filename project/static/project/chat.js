@@ -167,15 +167,15 @@ $("newer").addEventListener("click", () => log.scrollTo({ top: log.scrollHeight,
 // Typing. It is forgotten after 5 s, so it is said again every 2 s of typing, and never by a timer.
 
 const AGAIN = 2000;
-let saidTyping = 0;
+let saidTyping = -Infinity; // as performance.now() counts: the wall clock may be set back
 const text = $("text");
 
 text.addEventListener("input", () => {
   text.style.height = "auto";
   text.style.height = `${text.scrollHeight}px`;
   if (!text.value.trim()) return stopTyping();
-  if (!own.author || Date.now() - saidTyping < AGAIN) return;
-  saidTyping = Date.now();
+  if (!own.author || performance.now() - saidTyping < AGAIN) return;
+  saidTyping = performance.now();
   topic.set(`typing:${own.author}`, undefined, { ttl: 5 });
 });
 text.addEventListener("blur", stopTyping);
@@ -186,8 +186,8 @@ text.addEventListener("keydown", (event) => {
 });
 
 function stopTyping() {
-  if (saidTyping) topic.clear(`typing:${own.author}`);
-  saidTyping = 0;
+  if (saidTyping > -Infinity) topic.clear(`typing:${own.author}`);
+  saidTyping = -Infinity;
 }
 
 $("composer").addEventListener("submit", (event) => {
