@@ -57,6 +57,9 @@ class Settings:
     """Ask the policy again when a user logs out or is saved, or groups or permissions change."""
     sweep_interval: float = 10.0
     """The backstop. Entries set through this process expire on time without it."""
+    ping_interval: float = 8.0
+    """Seconds of silence after which a client is asked whether it is there, where the consumer sets no interval of its
+    own. 0: it is not asked."""
     beacon_interval: float = 2.0
     """How often each process compares the topics it follows with the store."""
     lease: float = 12.0
@@ -112,13 +115,14 @@ _SECONDS = frozenset(
         "max_grace",
         "recheck_interval",
         "sweep_interval",
+        "ping_interval",
         "beacon_interval",
         "lease",
         "shutdown_timeout",
     )
 )
-_LEAST_SECONDS = {"lease": (1.5, ", three beats"), "max_grace": (0.0, "")}
-_MAX_SECONDS = 10**9  # what is stored in ms and µs stays exact
+_LEAST_SECONDS = {"lease": (1.5, ", three beats"), "max_grace": (0.0, ""), "ping_interval": (0.0, "")}
+MAX_SECONDS = 10**9  # what is stored in ms and µs stays exact
 _COUNTS = frozenset(
     (
         "max_keys_per_client",
@@ -138,7 +142,7 @@ def _fault(name: str, value: object) -> str:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"must be a number of seconds, not {type(value).__name__}"
         least, why = _LEAST_SECONDS.get(name, (0.001, ""))
-        if not least <= value <= _MAX_SECONDS:  # also true of NaN
+        if not least <= value <= MAX_SECONDS:  # also true of NaN
             return f"must be a finite number of at least {least} seconds{why}, not {value!r:.80}"
     elif name in _COUNTS:
         if isinstance(value, bool) or not isinstance(value, int):

@@ -14,7 +14,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from . import log
 from .answers import Answers, encode_refusal
-from .conf import get_settings
+from .conf import MAX_SECONDS, get_settings
 from .connection import Connection
 from .errors import (
     ConnectionGone,
@@ -78,10 +78,17 @@ class _Base(AsyncConsumer):
     ephemeral_namespace: str = ""
     """The tenant that topics belong to; an attribute or a property."""
 
-    ephemeral_ping_interval: float = 0
-    """Seconds of silence after which the client gets an `ephemeral.ping` frame, which it must answer with an
-    `ephemeral.pong` that repeats its `n`; one that is silent for 10 s more is ended. It is asked amid much text, too,
-    and then sent no more than 1 MB ahead of the answer. 0: never ask, and trust the server's own pings."""
+    @property
+    def ephemeral_ping_interval(self) -> float | None:
+        """Seconds of silence after which the client gets an `ephemeral.ping` frame, to be answered with an
+        `ephemeral.pong` that repeats its `n`. 0 or `None`: never ask, and trust the server's own pings.
+
+        By default the interval is that of the settings. The client is asked from the first frame of ours on, and one
+        that has never answered is left alone: its page may know nothing of pings. Where the consumer overrides this,
+        by an attribute or a property, all its clients are asked from the beginning, and must answer. A client that
+        must, or has answered once, is ended when it is silent for 10 s after it was asked. It is asked amid much text,
+        too, and then sent no more than 1 MB ahead of the answer."""
+        return get_settings().ping_interval
 
     _ephemeral: Lifecycle | None = None
     _ephemeral_read_ahead: int = READ_AHEAD
@@ -95,7 +102,8 @@ class _Base(AsyncConsumer):
             send,
             client_id=lambda: getattr(self, "channel_name", None),
             dispatched=self._overrides("ephemeral_event", "ephemeral_snapshot"),
-            ping_interval=self.ephemeral_ping_interval,
+            ping_interval=self._ephemeral_ping_interval(),
+            must_answer=type(self).ephemeral_ping_interval is not _Base.ephemeral_ping_interval,
             read_ahead=self._ephemeral_read_ahead,
             about=lambda: _about(scope),
         )
@@ -108,6 +116,15 @@ class _Base(AsyncConsumer):
             await self._ephemeral.finish(abnormal=True)
             raise
         await self._ephemeral.finish(abnormal=False)
+
+    def _ephemeral_ping_interval(self) -> float:
+        interval = self.ephemeral_ping_interval or 0
+        if isinstance(interval, bool) or not isinstance(interval, int | float) or not 0 <= interval <= MAX_SECONDS:
+            raise NotConfigured(
+                f"{type(self).__name__}.ephemeral_ping_interval must be seconds, or 0 or None for no pings, "
+                f"not {interval!r:.80}"
+            )
+        return interval
 
     async def _ephemeral_receive(self) -> Any:
         return await self._ephemeral_lifecycle().receive()
@@ -152,6 +169,7 @@ class _Base(AsyncConsumer):
         how = self._ephemeral_flow(flow(batch, max_rate))
         self._ephemeral_lifecycle().require_accepted()
         await self._ephemeral_connection().subscribe(topic, flow=how)
+        self._ephemeral_lifecycle().subscribed()
 
     def _ephemeral_flow(self, wanted: Flow) -> Flow:
         # A handler is called for one event at a time: of a batch, all at once would be more than the rate.

@@ -151,6 +151,12 @@ class Direct:
         self._needs_task = False
         self._closed = False
 
+    def ask_from_now_on(self, ask: Callable[[int], None]) -> None:
+        """The peer can be asked, as it turned out. What was sent before counts as read."""
+        self._ask = ask
+        self._read_to = self._sent
+        self._ask_at = self._sent + _ASK
+
     @property
     def held(self) -> bool:
         """Nothing is sent before the peer has answered."""

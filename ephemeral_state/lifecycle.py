@@ -21,7 +21,7 @@ from .delivery import Delivery, Direct, Dispatched, Send
 from .errors import ConnectionGone, NotAccepted, NotConfigured
 from .node import current
 from .pause import Pause
-from .protocol import decode_pong, encode_ping
+from .protocol import FRAME_PREFIX, decode_pong, encode_ping
 
 __all__ = ["Lifecycle"]
 
@@ -34,6 +34,11 @@ PING_TIMED_OUT: Final = 4000
 _PING_TIMEOUT: Final = 10.0  # seconds
 _FAILED: Final = 1011  # the close code for a consumer that raised, as daphne sends it
 _HANG_UP_TIMEOUT: Final = 2.0  # seconds
+_FIRST_PING_SECONDS: Final = 2.0
+"""How soon a client is asked that need not answer: before its first answer nobody misses it, and a page may be left
+early."""
+_OPTIONAL_PINGS: Final = 3
+"""How many pings a client may leave unanswered until it counts as one that knows nothing of them."""
 READ_AHEAD: Final = 256  # messages; beyond that the client is slowed down as it would be without us
 
 
@@ -48,12 +53,15 @@ class Lifecycle:
         client_id: Callable[[], str | None],
         dispatched: bool,
         ping_interval: float = 0,
+        must_answer: bool = True,
         read_ahead: int = READ_AHEAD,
         about: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         """`client_id` tells the consumer's channel name, once it has one. `dispatched`: the consumer wants to
         handle events itself, as messages out of `receive`. `ping_interval`: seconds of silence after which the client
-        is asked whether it is there; 0: it is not asked. `about` tells what people may want to know of it."""
+        is asked whether it is there; 0: it is not asked. `must_answer`: the client is asked from the beginning, and
+        ended if it does not answer. Otherwise this begins with its first answer. `about` tells what people may want to
+        know of it."""
         self.loop = asyncio.get_running_loop()
         self._receive = receive
         self._send = send
@@ -73,6 +81,8 @@ class Lifecycle:
         self._dozing: Pause | None = None  # made when it is wanted: few connections ever wait
         self._failure: BaseException | None = None
         self._ping_interval = ping_interval
+        self._must_answer = must_answer
+        self._optional_pings = 0  # sent while it need not answer
         self._heard_at = self.loop.time()
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
@@ -90,7 +100,7 @@ class Lifecycle:
                 raise NotConfigured("the consumer has no channel name: its channel layer is not in CHANNEL_LAYERS")
             delivery: Delivery | None = self._dispatched
             if delivery is None:
-                ask = self._ask_whether_read if self._ping_interval else None
+                ask = self._ask_whether_read if self._ping_interval and self._must_answer else None
                 delivery = self._direct = Direct(self._send, self.peer_gone, ask)
             self._connection = Connection(client_id, current(), delivery, self._about())
             if self._over:
@@ -215,8 +225,7 @@ class Lifecycle:
                 message = await self._receive()
                 self._heard_at = self.loop.time()
                 if self._ping_interval and (number := decode_pong(message.get("text") or "")) is not None:
-                    if number in self._questions:
-                        self._has_read(number)
+                    self._answered(number)
                     continue
                 self._inbox.append(message)
                 self._wake()
@@ -243,8 +252,10 @@ class Lifecycle:
                 await self._send(message)
                 if kind == "websocket.accept":
                     self._accepted = True
-                    if self._ping_interval:
-                        self._ping_timer = self.loop.call_later(self._ping_interval, self._ping_or_give_up)
+                    if self._must_answer:
+                        self._ping_in(self._ping_interval)
+                elif not self._must_answer and (message.get("text") or "").startswith(FRAME_PREFIX):
+                    self._begin_asking()
         except OSError as error:
             self.peer_gone(error)
         except RuntimeError as error:
@@ -279,11 +290,45 @@ class Lifecycle:
 
     # Half-open connections: the client's host is gone, and nothing says so
 
+    def subscribed(self) -> None:
+        """The client has been sent a snapshot, unless the consumer handles events itself."""
+        if self._dispatched is None:
+            self._begin_asking()
+
+    def _begin_asking(self) -> None:
+        """A frame of ours was sent: the client takes such frames, and can be asked. A client that is sent none may
+        speak another protocol, in which a ping is an error."""
+        if not self._must_answer and not self._optional_pings and self._ping_timer is None:
+            self._ping_in(min(self._ping_interval, _FIRST_PING_SECONDS))
+
+    def _ping_in(self, seconds: float) -> None:
+        if self._ping_interval:
+            self._ping_timer = self.loop.call_later(seconds, self._ping_or_give_up)
+
+    def _answered(self, number: int) -> None:
+        """The client has sent a pong. From the first on it must answer."""
+        if not self._must_answer:
+            self._must_answer = True
+            if self._ping_timer is None:
+                self._ping_in(self._ping_interval)
+            if self._direct is not None and number:  # without a number it cannot say what it has read
+                self._direct.ask_from_now_on(self._ask_whether_read)
+        if number in self._questions:
+            self._has_read(number)
+
     def _ping_or_give_up(self) -> None:
         if len(self._inbox) >= self._most_ahead:
             self._heard_at = self.loop.time()  # we do not listen, so it cannot be blamed for its silence
         silent = self.loop.time() - self._heard_at
+        self._ping_timer = None
         if self._over:
+            return
+        if not self._must_answer:
+            if self._optional_pings < _OPTIONAL_PINGS:
+                self._optional_pings += 1
+                if self._pinging is None or self._pinging.done():
+                    self._pinging = self._ping(_any_number())
+                self._ping_in(self._ping_interval)
             return
         if silent >= self._ping_interval + _PING_TIMEOUT:
             log.info(
@@ -302,7 +347,7 @@ class Lifecycle:
         wait = self._ping_interval - silent
         if wait <= 0:
             wait = min(_PING_TIMEOUT / 2, wait + _PING_TIMEOUT)
-        self._ping_timer = self.loop.call_later(wait, self._ping_or_give_up)
+        self._ping_in(wait)
 
     def _ping(self, number: int) -> asyncio.Task[None]:
         self._pinged_at = self.loop.time()

@@ -19,6 +19,7 @@ from .state import Change, Entry, Reason, Revision, Topic, UntilDisconnect
 
 __all__ = [
     "CLOSE_MESSAGE_TYPE",
+    "FRAME_PREFIX",
     "GROUP_MESSAGE_TYPE",
     "LONGEST",
     "PLAIN",
@@ -61,6 +62,9 @@ GROUP_MESSAGE_TYPE: Final = "ephemeral.events"
 
 CLOSE_MESSAGE_TYPE: Final = "ephemeral.close"
 """Sent to a consumer's own channel: it is to close its socket, with the message's `code`."""
+
+FRAME_PREFIX: Final = '{"_orama":"ephemeral.'
+"""How each frame to a client begins."""
 
 _BATCH_VERSION: Final = 1
 _MAX_BATCH_CHARACTERS: Final = 256 * 1024

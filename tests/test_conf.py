@@ -28,6 +28,7 @@ GOOD = {
     "RECHECK_INTERVAL": 2.5,
     "REVOKE_ON_SIGNALS": False,
     "SWEEP_INTERVAL": 0.5,
+    "PING_INTERVAL": 0.5,
     "BEACON_INTERVAL": 7,
     "LEASE": 1.5,
     "SHUTDOWN_TIMEOUT": 8,
@@ -51,6 +52,7 @@ COUNTS = [
     "MAX_TOPICS_PER_CLIENT",
     "MAX_ENTRIES_PER_TOPIC",
 ]
+OR_NONE = ["MAX_GRACE", "PING_INTERVAL"]  # seconds, and 0 switches it off
 TEXTS = ["BACKEND", "CHANNEL_LAYER", "POLICY"]
 
 
@@ -61,7 +63,7 @@ def fault(raw):
 
 
 def test_the_lists_of_this_module_name_every_key():
-    others = {"OPTIONS", "REVOKE_ON_SIGNALS", "MAX_GRACE"}
+    others = {"OPTIONS", "REVOKE_ON_SIGNALS", *OR_NONE}
     assert set(GOOD) == {field.name.upper() for field in fields(Settings)} == {*SECONDS, *COUNTS, *TEXTS, *others}
 
 
@@ -103,7 +105,7 @@ def test_an_unknown_key_is_refused_with_the_keys_there_are(key):
     assert all(known in said for known in GOOD)
 
 
-@pytest.mark.parametrize("key", [*SECONDS, "MAX_GRACE"])
+@pytest.mark.parametrize("key", [*SECONDS, *OR_NONE])
 @pytest.mark.parametrize(
     "value", [None, "5", True, b"5", [5], math.nan, math.inf, -math.inf, -1, 10**400, 1 + 0j], ids=repr
 )
@@ -111,8 +113,9 @@ def test_seconds_are_finite_numbers(key, value):
     assert fault({key: value}).startswith(f"{SETTING}[{key!r}] must be a ")
 
 
-def test_a_project_may_grant_clients_no_grace():
+def test_a_project_may_grant_clients_no_grace_and_ask_none():
     assert parse({"MAX_GRACE": 0}).max_grace == 0
+    assert parse({"PING_INTERVAL": 0}).ping_interval == 0
 
 
 @pytest.mark.parametrize("key", SECONDS)

@@ -6,12 +6,12 @@ import logging
 import time
 
 import pytest
-from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.generic.websocket import AsyncWebsocketConsumer, WebsocketConsumer
 
 from ephemeral_state import api, lifecycle
 from ephemeral_state.asgi import with_lifespan
 from ephemeral_state.conf import parse
-from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin
+from ephemeral_state.consumers import UNTIL_DISCONNECT, EphemeralStateMixin, SyncEphemeralStateMixin
 from ephemeral_state.errors import InvalidTTL, NotConfigured
 from ephemeral_state.protocol import decode_pong, encode_grace, encode_ping, encode_set
 
@@ -217,6 +217,226 @@ async def test_a_client_that_says_so_hears_of_the_newest_and_stays(monkeypatch):
     await api.aclear("t", "much")
 
 
+# By default: each client that is sent frames of ours is asked, and must answer once it has answered
+
+
+class Chat(EphemeralStateMixin, AsyncWebsocketConsumer):
+    grace = None
+
+    async def connect(self):
+        await self.accept()
+        await self.ephemeral_subscribe("t")
+        await self.ephemeral_set("t", self.scope["path"], ttl=UNTIL_DISCONNECT, grace=self.grace)
+
+    async def receive(self, text_data=None, bytes_data=None):
+        await self.send(f"heard {text_data}")
+
+    async def disconnect(self, code):
+        self.scope["ended"].append(code)
+
+
+class SyncChat(SyncEphemeralStateMixin, WebsocketConsumer):
+    def connect(self):
+        self.accept()
+        self.ephemeral_subscribe("t")
+        self.ephemeral_set("t", self.scope["path"], ttl=UNTIL_DISCONNECT)
+
+    def receive(self, text_data=None, bytes_data=None):
+        self.send(f"heard {text_data}")
+
+    def disconnect(self, code):
+        self.scope["ended"].append(code)
+
+
+both = pytest.mark.parametrize("chat", [Chat, SyncChat])
+
+
+@pytest.fixture
+def quick(settings, monkeypatch):
+    """Pings after 0.05 s, and clients that must answer are missed 0.3 s later."""
+    settings.EPHEMERAL_STATE = {"PING_INTERVAL": 0.05}
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.3)
+
+
+@both
+async def test_a_client_that_has_answered_once_is_ended_when_it_does_not_answer(quick, chat):
+    client = Client(chat(), ended=(ended := []))
+    for n in range(5):
+        await until(lambda n=n: len(client.pings) > n)
+        client.answers(client.pings[n])
+    assert await keys() == ["k"]
+    await until(client.task.done)
+    assert await keys() == []
+    assert ended == [1006]
+    assert client.sent[-1] == {"type": "websocket.close", "code": lifecycle.PING_TIMED_OUT}
+
+
+@both
+async def test_a_client_that_never_answers_is_left_alone(quick, chat):
+    client = Client(chat(), ended=(ended := []))
+    await until(lambda: len(client.pings) == lifecycle._OPTIONAL_PINGS)
+    await asyncio.sleep(1)  # three times what ends a client that must answer
+    assert len(client.pings) == lifecycle._OPTIONAL_PINGS
+    client.says("hello")
+    await until(lambda: "heard hello" in client.texts)
+    assert await keys() == ["k"]
+    await client.leaves(1000)
+    assert ended == [1000]
+
+
+@both
+async def test_a_client_that_answers_late_must_answer_from_then_on(quick, chat):
+    client = Client(chat(), ended=(ended := []))
+    await until(lambda: len(client.pings) == lifecycle._OPTIONAL_PINGS)
+    await asyncio.sleep(0.2)
+    assert len(client.pings) == lifecycle._OPTIONAL_PINGS
+    client.answers(client.pings[0])
+    await until(lambda: len(client.pings) > lifecycle._OPTIONAL_PINGS)
+    client.answers(client.pings[-1])
+    await until(client.task.done)
+    assert ended == [1006]
+
+
+@both
+async def test_a_client_that_speaks_all_the_time_is_asked_by_default_too(quick, chat):
+    """Before it falls silent: after that it would be too late to find out that it answers."""
+    client = Client(chat(), ended=(ended := []))
+    while not client.pings:
+        client.says("I am here")
+        await asyncio.sleep(0.01)
+    client.answers(client.pings[0])
+    await until(client.task.done)
+    assert ended == [1006]
+
+
+@both
+async def test_no_answer_reaches_the_app(quick, chat):
+    client = Client(chat(), ended=[])
+    await until(lambda: client.pings)
+    client.answers(client.pings[0])
+    client.says('{"_orama":"ephemeral.pong"}')
+    client.says('{"pong":true}')
+    await until(lambda: [text for text in client.texts if text.startswith("heard")])
+    assert [text for text in client.texts if text.startswith("heard")] == ['heard {"pong":true}']
+    await client.leaves(1000)
+
+
+class Silent(Chat):
+    async def connect(self):
+        await self.accept()
+        await self.ephemeral_set("t", self.scope["path"], ttl=UNTIL_DISCONNECT)
+
+
+class Reshaping(Chat):
+    async def ephemeral_snapshot(self, event):
+        await self.send(f"there: {len(event['entries'])}")
+
+    async def ephemeral_event(self, event):
+        await self.send(f"{event['event']} {event['key']}")
+
+
+class Filtering(Chat):
+    async def ephemeral_event(self, event):
+        if event["key"] == "shown":
+            await super().ephemeral_event(event)
+
+
+class SyncFiltering(SyncChat):
+    def ephemeral_event(self, event):
+        if event["key"] == "shown":
+            super().ephemeral_event(event)
+
+
+@pytest.mark.parametrize("chat", [Silent, Reshaping])
+async def test_a_client_that_is_sent_no_frame_of_ours_is_not_asked(quick, chat):
+    """It may speak GraphQL or something of its own, in which a ping is an error."""
+    client = Client(chat(), ended=[])
+    await until(lambda: client.sent)
+    await asyncio.sleep(0.5)
+    assert client.pings == []
+    await client.leaves(1000)
+
+
+@pytest.mark.parametrize("chat", [Filtering, SyncFiltering])
+async def test_a_client_whose_consumer_filters_is_asked(quick, chat):
+    client = Client(chat(), ended=(ended := []))
+    await until(lambda: client.pings)
+    client.answers(client.pings[0])
+    await until(client.task.done)
+    assert ended == [1006]
+
+
+class Never(Chat):
+    ephemeral_ping_interval = None
+
+
+class NeverToo(Chat):
+    ephemeral_ping_interval = 0
+
+
+@pytest.mark.parametrize("chat", [Never, NeverToo, Chat])
+async def test_pings_can_be_switched_off(quick, settings, chat):
+    if chat is Chat:
+        settings.EPHEMERAL_STATE = {"PING_INTERVAL": 0}
+    client = Client(chat(), ended=[])
+    await until(lambda: client.sent)
+    client.says('{"_orama":"ephemeral.pong"}')  # none of our business then
+    await until(lambda: 'heard {"_orama":"ephemeral.pong"}' in client.texts)
+    await asyncio.sleep(0.5)
+    assert client.pings == []
+    await client.leaves(1000)
+
+
+@pytest.mark.parametrize("interval", [-1, float("nan"), float("inf"), "8", True, [8]], ids=repr)
+async def test_an_interval_that_cannot_be_is_refused_by_name(monkeypatch, interval):
+    monkeypatch.setattr(Never, "ephemeral_ping_interval", interval)
+    client = Client(Never(), ended=[])
+    with pytest.raises(NotConfigured) as caught:
+        await client.task
+    wanted = "must be seconds, or 0 or None for no pings"
+    assert str(caught.value) == f"Never.ephemeral_ping_interval {wanted}, not {interval!r}"
+
+
+async def test_the_interval_of_a_consumer_counts_for_it_whatever_the_settings_say(quick, settings, monkeypatch):
+    settings.EPHEMERAL_STATE = {"PING_INTERVAL": 0}
+    monkeypatch.setattr(Chat, "ephemeral_ping_interval", property(lambda self: 0.05))
+    client = Client(Chat(), ended=(ended := []))
+    await until(client.task.done)  # and its clients must answer from the beginning
+    assert ended == [1006]
+
+
+async def test_what_has_a_grace_lingers_when_a_client_does_not_answer(quick, settings, monkeypatch):
+    monkeypatch.setattr(Chat, "grace", 0.5)
+    watcher = Client(Chat(), "watcher", ended=[])
+    client = Client(Chat(), ended=[])
+    await until(lambda: client.pings)
+    client.answers(client.pings[0])
+    await until(client.task.done)
+    assert sorted(await keys()) == ["k", "watcher"]
+    await until(lambda: [text for text in watcher.texts if '"ephemeral.clear"' in text])
+    (gone,) = [json.loads(text) for text in watcher.texts if '"ephemeral.clear"' in text]
+    assert (gone["key"], gone["reason"]) == ("k", "disconnect")
+    await watcher.leaves(1000)
+
+
+async def test_only_a_client_that_answers_is_asked_whether_it_has_read_much(quick, settings, monkeypatch):
+    settings.EPHEMERAL_STATE = {"PING_INTERVAL": 600}
+    monkeypatch.setattr(lifecycle, "_FIRST_PING_SECONDS", 0.05)
+    answers, other = Client(Chat(), ended=(ended := [])), Client(Chat(), "other", ended=[])
+    await until(lambda: answers.pings and other.pings)
+    answers.answers(answers.pings[0])
+    await until(answers.inbox.empty)
+    await set_much("x" * 12_000)
+    # Everything goes to the one that cannot say what it has read, and no more than 1 MB ahead to the other.
+    await until(lambda: sum(map(len, other.texts)) > 2_400_000)
+    assert sum(map(len, answers.texts)) < 2_000_000
+    await until(answers.task.done)
+    assert ended == [1006]
+    assert len(other.pings) == 1
+    await other.leaves(1000)
+    await api.aclear("t", "much")
+
+
 async def test_a_client_that_does_not_read_and_is_gone_is_ended_though_sending_hangs(monkeypatch):
     monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
     full = asyncio.Event()
@@ -230,14 +450,6 @@ async def test_a_client_that_does_not_read_and_is_gone_is_ended_though_sending_h
     stuck = Stuck(Pinging())
     await until(stuck.task.done)
     assert await keys() == []
-
-
-async def test_without_an_interval_nobody_is_asked():
-    client = Client(Consumer())
-    await until(lambda: client.sent)
-    await asyncio.sleep(0.1)
-    assert client.texts == []
-    await client.leaves(1000)
 
 
 @pytest.mark.parametrize(

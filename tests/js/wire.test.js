@@ -30,9 +30,15 @@ for (const { name, payload } of wire("plain_json").filter(({ plain }) => plain))
 for (const row of wire("streams"))
   test(`the ten lines of the docs: ${row.name}`, () => {
     const [lines] = /```js\n(const live[^]*?)```/.exec(page("protocol.md")).slice(1);
-    assert.ok(lines.trim().split("\n").length <= 12);
-    const sent = [];
-    const context = vm.createContext({ WebSocket: class { send = (text) => sent.push(JSON.parse(text)); }, JSON, Map });
+    assert.ok(lines.trim().split("\n").length <= 13);
+    const [sent, events, done] = [[], {}, []];
+    const context = vm.createContext({
+      WebSocket: class { send = (text) => sent.push(JSON.parse(text)); close = (code) => done.push(code); },
+      addEventListener: (type, heard) => (events[type] = heard),
+      location: { reload: () => done.push("reload") },
+      JSON,
+      Map,
+    });
     const { live, socket } = vm.runInContext(`${lines}; ({ live, socket })`, context);
     socket.onopen();
     assert.deepEqual(sent, [{ _orama: "ephemeral.subscribe", topic: "room:1" }]);
@@ -41,6 +47,11 @@ for (const row of wire("streams"))
     assert.deepEqual(Object.fromEntries([...live].map(([key, value]) => [key, [...value]])), row.view);
     socket.onmessage({ data: '{"_orama":"ephemeral.ping","n":7}' });
     assert.deepEqual(sent[1], { _orama: "ephemeral.pong", n: 7 });
+    events.pageshow({ persisted: false }); // the page was loaded
+    assert.deepEqual(done, []);
+    events.pagehide();
+    events.pageshow({ persisted: true });
+    assert.deepEqual(done, [1000, "reload"]);
   });
 
 for (const { name, text } of wire("frames"))

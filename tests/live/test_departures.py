@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from websockets.exceptions import InvalidHandshake
@@ -357,4 +358,52 @@ async def test_nothing_is_left_of_many_comings_and_goings(server: Server, tag: s
                 await owner.do("raise")
             elif number % 2:
                 await owner.reset()
+    await server.nothing_left()
+
+
+class Page:
+    """A client that answers pings, or knows nothing of them."""
+
+    def __init__(self, server: Server, kind: str, topic: str) -> None:
+        script = [ACCEPTS, {"do": "subscribe", "topic": topic}, setting(topic, key=kind, ttl="until disconnect")]
+        self.client = Client(server, kind, tag=f"{topic}-{kind}", connect=script)
+        self.pings = 0
+        self.answers = True
+
+    async def read(self) -> None:
+        async for text in self.client.ws:
+            if is_a("ephemeral.ping", json.loads(text)):
+                self.pings += 1
+                if self.answers:
+                    await self.client.send(str(text).replace("ping", "pong"))
+
+
+async def test_a_page_that_has_answered_a_ping_is_missed_and_one_that_never_has_is_not(
+    server: Server, tag: str
+) -> None:
+    """With the defaults: asked after 2 s and then after 8 s of silence, and missed 10 s later."""
+    answering = [Page(server, kind, tag) for kind in ("async", "sync")]
+    ignorant = [Page(server, kind, tag) for kind in ("async-json", "sync-json")]
+    for page in ignorant:
+        page.answers = False
+    async with AsyncExitStack() as stack:
+        for page in [*answering, *ignorant]:
+            await stack.enter_async_context(page.client)
+        reading = [asyncio.create_task(page.read()) for page in [*answering, *ignorant]]
+        await until(lambda: min(page.pings for page in answering) > 1)
+        for page in answering:
+            page.answers = False
+        begin = asyncio.get_running_loop().time()
+        async with asyncio.timeout(30):
+            await asyncio.wait(reading[:2])
+        assert asyncio.get_running_loop().time() - begin >= 10
+        assert [page.client.ws.close_code for page in answering] == [4000, 4000]
+        for page in answering:
+            await ran_once(server, f"{tag}-{page.client._kind}")
+        assert [page.pings for page in ignorant] == [3, 3]
+        keys = [entry["key"] for entry in (await server.debug(topic=tag))["entries"]]
+        assert sorted(keys) == ["async-json", "sync-json"]
+        assert not [task for task in reading[2:] if task.done()]
+    await asyncio.wait(reading)
+    # A pong would have been a command that no consumer of these knows, and ended it.
     await server.nothing_left()
