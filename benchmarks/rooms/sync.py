@@ -1,5 +1,5 @@
 """The mixin in a consumer whose handlers are `def`, as many chat applications have it: Channels runs each in a thread,
-one at a time. It hears as the ready-made consumer does, but for pings, and sets by a way there and back between thread
+one at a time. It hears as the ready-made consumer does, and sets by a way there and back between thread
 and loop."""
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ class Bulk(EphemeralStateMixin, AsyncWebsocketConsumer):
     """A frame is `[ref, [[verb, argument, …], …]]`: all its commands are begun in order, none waits for another.
     The answer `{"ref", "errors"}` counts errors by code. The first frame tells the client's name."""
 
+    ephemeral_ping_interval = 0  # its clients take the frames of their topics, and no others
+
     async def connect(self) -> None:
         self._task = asyncio.current_task()
         await self.accept()
