@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.models import DELETION, LogEntry
 from django.contrib.contenttypes.models import ContentType
@@ -362,8 +361,8 @@ class EntryAdmin(_ModelAdmin):
         extra_context: Mapping[str, Any] | None = None,
         status: int = 200,
     ) -> TemplateResponse:
-        media = forms.Media(css={"all": ["ephemeral_state/admin.css"]})
-        common = {**self.admin_site.each_context(request), "opts": self.opts, "media": media}
+        list_url = "" if template == "change_list" else reverse(f"{self.admin_site.name}:{self._name('changelist')}")
+        common = {**self.admin_site.each_context(request), "opts": self.opts, "list_url": list_url}
         return TemplateResponse(
             request,
             f"admin/ephemeral_state/entry/{template}.html",
