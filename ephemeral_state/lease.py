@@ -32,7 +32,7 @@ class Judge:
 
     def __init__(self, *, moves: bool = False) -> None:
         """`moves`: see `Store`. After a move, only who was seen to have a connection to the new place can lose it."""
-        self._moves = moves
+        self.moves = moves
         self._last: float | None = None
         self._calm_until = 0.0
         self._seen: dict[tuple[str, str], float] = {}
@@ -47,7 +47,7 @@ class Judge:
             self._calm_until = now + 2 * BEAT
         self._last = now
         self._seen = {lease: self._seen.get(lease, now) for lease in map(_lease, roll.peers)}
-        if not roll.linked and self._moves:
+        if not roll.linked and self.moves:
             self._seen_linked = set()
         elif self._seen_linked is not None:
             self._seen_linked &= {peer.node for peer in roll.peers}
@@ -146,6 +146,7 @@ class Lease:
                     self._write_back()
                     written = started
                 self._before = roll
+                judge.moves = self._store.moves  # it may have just moved for the first time
                 await self._bury_all(judge.dead(roll, started))
             except StoreUnavailable:
                 pass  # whoever writes meets it too, and says so

@@ -38,7 +38,7 @@ from ..state import (
 )
 from . import redis_wire as wire
 from .base import KEPT_TRANSITIONS, MINUTES, History, NodeStatus, Owner, Report, Store
-from .redis_client import Connection, Script, reaching, read_hosts
+from .redis_client import Connection, Script, is_of_wrong_server, reaching, read_hosts
 
 __all__ = ["RedisStore"]
 
@@ -109,7 +109,9 @@ class RedisStore(Store):
 
     @property
     def moves(self) -> bool:
-        return any("master_name" in host for host in self._hosts)
+        with self._lock:
+            has_moved = any(kept.connection.moved for kept in self._connections.values())
+        return has_moved or any("master_name" in host for host in self._hosts)
 
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
         """As the contract says. Redis is busy for about 10 µs per write and per entry that a `Drop` removes.
@@ -429,8 +431,14 @@ class RedisStore(Store):
         packed = wire.pack_writes(
             ((write, _elsewhere(elsewhere.get(write.client), number)) for write in writes), self.limits
         )
-        data = await self._run(_APPLY, number, until, self.limits.max_keys_per_client, *self._ttls, packed)
-        return wire.read_outcomes(data, writes, self.limits)
+        args = (self.limits.max_keys_per_client, *self._ttls, packed)
+        try:
+            return wire.read_outcomes(await self._run(_APPLY, number, until, *args), writes, self.limits)
+        except StoreUnavailable as error:
+            if not is_of_wrong_server(error) or error.__cause__ is not None:  # with a cause, it was asked twice already
+                raise
+        self._connection().leave_server(number)  # a replica, which has carried out none of them
+        return wire.read_outcomes(await self._run(_APPLY, number, until, *args), writes, self.limits)
 
     async def _with_payloads(self, found: Sequence[tuple[int, wire.Row]], until: float) -> list[Entry]:
         payloads: dict[bytes, bytes] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
@@ -21,7 +22,7 @@ from redis.crc import key_slot
 
 from ..errors import NotConfigured, StoreUnavailable
 
-__all__ = ["Connection", "Script", "reaching", "read_hosts"]
+__all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts"]
 
 Host = Mapping[str, Any]
 _MIN_VERSION = (6, 2)
@@ -49,6 +50,10 @@ class Connection:
         self._link: PubSub | None = None
         self._routes: dict[int, Redis] = {}  # of a cluster: which node has the slot of a partition
         self._silent: dict[Redis, asyncio.Task[None]] = {}
+        self._doubted: set[Redis] = set()  # clients whose idle connections may lead to the wrong server, or nowhere
+        self._renewing: defaultdict[Redis, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.moved = False
+        """Whether a server said that it is not the one to ask: other processes may still use it."""
 
     async def run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
         """Run a script in a partition, by the loop time `until`. Raises `StoreUnavailable` saying what happened, or
@@ -65,20 +70,42 @@ class Connection:
             self._calls -= 1
 
     async def _run(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
+        try:
+            return await self._ask(script, number, until, *args)
+        except exceptions.RedisError as error:
+            if not is_of_wrong_server(error):
+                raise
+        # Nothing was carried out there, so asking once more cannot do it twice.
+        return await self._ask(script, number, until, *args)
+
+    async def _ask(self, script: Script, number: int, until: float, *args: bytes | int) -> bytes:
         client = self._clients[number % len(self._clients)]
         try:
             client = await self._client_of(number)
             return await script(client, self._roots[number], *args)
-        except exceptions.MovedError:  # the slot has a new home, and nothing has been carried out
-            self._routes.clear()
-            return await script(await self._client_of(number), self._roots[number], *args)
-        except exceptions.ResponseError:
+        except exceptions.ResponseError as error:
+            if is_of_wrong_server(error):
+                self.leave_server(number)
             raise
-        except BaseException:  # a cluster may have put another node in this one's place
-            self._routes.clear()
-            if asyncio.get_running_loop().time() >= until:
+        except BaseException as error:
+            self._routes.clear()  # a cluster may have put another node in this one's place
+            is_late = asyncio.get_running_loop().time() >= until
+            if is_late:
                 self._ran_out_of_time(client)
+            if is_late or isinstance(error, exceptions.ConnectionError | OSError):
+                self._doubted.add(client)
             raise
+
+    def leave_server(self, number: int) -> None:
+        """The server that a partition's connections lead to is not the one to ask: the next call connects anew.
+
+        A name may lead to another server by now, and connections that are open stay with the one before.
+        """
+        self._doubted.add(self._routes.get(number) or self._clients[number % len(self._clients)])
+        self._routes.clear()
+        if not self._is_cluster:
+            self.moved = True
+            self._looked_over[number % len(self._clients)] = False  # the next one may be a cluster, or too old
 
     def _ran_out_of_time(self, client: Redis) -> None:
         if client not in self._silent and len(self._clients) + len(self._nodes) > 1:
@@ -100,6 +127,13 @@ class Connection:
     async def linked(self, channels: Sequence[bytes]) -> list[bool]:
         """Hold a subscription to the first channel, where partition 0 is; say of each whether anybody does."""
         client = await self._client_of(0)
+        try:
+            return await self._linked(client, channels)
+        except (exceptions.ConnectionError, OSError):
+            self._doubted.add(client)
+            raise
+
+    async def _linked(self, client: Redis, channels: Sequence[bytes]) -> list[bool]:
         if self._link is None:
             self._link = await self._subscribed(client, channels[0])
         counts = [count for _, count in await client.pubsub_numsub(*channels)]
@@ -158,11 +192,11 @@ class Connection:
         if not self._looked_over[place] and not self._is_cluster:
             async with self._locks[place]:
                 if not self._looked_over[place]:
-                    if await _mode(self._clients[place]) == "cluster":
+                    if await _mode(await self._anew(self._clients[place])) == "cluster":
                         self._is_cluster = True
                     self._looked_over[place] = True
         if not self._is_cluster:
-            return self._clients[place]
+            return await self._anew(self._clients[place])
         if len(self._roots) == 1:
             raise NotConfigured("this Redis is a cluster: partitions must be more than 1, for example 64")
         if number not in self._routes:
@@ -170,7 +204,19 @@ class Connection:
         if number not in self._routes:
             raise exceptions.ClusterDownError("CLUSTERDOWN no node of the cluster serves the slot of this partition")
         self._require_answers(self._routes[number])
-        return self._routes[number]
+        return await self._anew(self._routes[number])
+
+    async def _anew(self, client: Redis) -> Redis:
+        """The client, without the connections that it kept if they are doubted."""
+        lock = self._renewing[client]
+        if client in self._doubted or lock.locked():
+            async with lock:  # nobody else may take one that is being closed
+                if client in self._doubted:
+                    self._doubted.discard(client)
+                    with suppress(exceptions.RedisError, OSError):  # also where a dead peer does not take a goodbye
+                        async with asyncio.timeout(self._patience):
+                            await client.connection_pool.disconnect(inuse_connections=False)
+        return client
 
     def _require_answers(self, client: Redis) -> None:
         if client in self._silent:
@@ -267,6 +313,29 @@ async def _mode(client: Redis) -> str:
     if mode == "sentinel":
         raise NotConfigured("this is a Sentinel: give it in hosts, as master_name and sentinels")
     return mode
+
+
+_WRONG_SERVER = (
+    exceptions.AskError,  # and MOVED
+    exceptions.BusyLoadingError,
+    exceptions.ClusterDownError,  # and MASTERDOWN
+    exceptions.ReadOnlyError,
+)
+_WRONG_SERVER_TEXT = re.compile(
+    r"(Redis refused: )?(Error running script .*?@user_script: ?\d+: -)?(READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN) "
+)
+
+
+def is_of_wrong_server(error: BaseException | None) -> bool:
+    """Whether Redis refused because it is not, or not yet, the server to ask: a replica that was a master, one that
+    loads its data or has lost its master, a cluster that has moved on. Nothing has been carried out then.
+
+    Redis 6.2 says so in the text of a script's error only, and a store's refusal of a single write has only a text.
+    """
+    if isinstance(error, _WRONG_SERVER):
+        return True
+    is_answer = isinstance(error, exceptions.ResponseError | StoreUnavailable)
+    return is_answer and _WRONG_SERVER_TEXT.match(str(error)) is not None
 
 
 @asynccontextmanager

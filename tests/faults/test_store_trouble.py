@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ephemeral_state.state import Limits, Topic
 from ephemeral_state.stores.redis import RedisStore
+from tests.front import Front
 from tests.redis_server import RedisServer, unique_prefix
 from tests.waiting import until
 
@@ -81,7 +82,7 @@ class Person:
 class Place:
     """Two server processes and who is there. `store` is a Redis, and `layer` is the same or another."""
 
-    def __init__(self, servers: list[Server], store: RedisServer, prefix: str) -> None:
+    def __init__(self, servers: list[Server], store: RedisServer | Front, prefix: str) -> None:
         self.servers = servers
         self.store = store
         self._prefix = prefix
@@ -127,7 +128,7 @@ class Place:
 
 
 @asynccontextmanager
-async def place(store: RedisServer, layer: RedisServer) -> AsyncIterator[Place]:
+async def place(store: RedisServer | Front, layer: RedisServer) -> AsyncIterator[Place]:
     prefix = unique_prefix()
     settings = configuration("pubsub", store_url=store.url, layer_url=layer.url, prefix=prefix)
     with Server(settings) as one, Server(settings) as other:
@@ -217,6 +218,26 @@ async def test_a_store_that_fails_again_and_again_says_so_once_each_time(redis_s
             await here.settled("k")
             assert here.said("the store fails") == here.said("the store works again") == outages, here.log()
         assert len(here.log()) <= 3 * 8, here.log()
+
+
+async def test_a_failover_behind_one_name_refuses_no_set_and_loses_nothing(redis_server):
+    with RedisServer() as successor, RedisServer() as layer:
+        async with Front(redis_server) as front, place(front, layer) as here:
+            ann, bob = await here.enter("ann"), await here.enter("bob", 1)
+            assert [await ann.set("hers"), await bob.set("bobs")] == ["ok"] * 2
+            await here.settled("hers", "bobs")
+            # What a planned failover does, and the open connections stay with the one before.
+            successor.command("REPLICAOF", "127.0.0.1", redis_server.port)
+            await until(lambda: successor.command("INFO", "replication").get("master_link_status") == "up")
+            front.move(successor)
+            successor.command("REPLICAOF", "NO", "ONE")
+            redis_server.command("REPLICAOF", "127.0.0.1", successor.port)
+            assert [await ann.set("new"), await bob.set("bobs")] == ["ok"] * 2
+            await here.settled("hers", "new", "bobs")
+            bob_left = asyncio.create_task(bob.leave())
+            await here.settled("hers", "new")
+            await bob_left
+            assert here.said("the store fails") == 0, here.log()
 
 
 async def test_a_full_redis_refuses_sets_and_carries_out_clears(redis_server):

@@ -12,6 +12,7 @@ from ephemeral_state.errors import NotConfigured, StoreUnavailable, TooManyKeys
 from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
 from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
+from tests.front import Front
 from tests.redis_server import RedisServer, unique_prefix, wait_for
 from tests.stores.world import ROOM, World, runs
 
@@ -205,6 +206,114 @@ async def test_a_replica_refuses_all_writes():
             with pytest.raises(StoreUnavailable, match="READONLY"):
                 await reader.store.apply(writes)
         assert await reader.keys() == ["k"]
+
+
+# A server that says that it is not the one to ask
+
+
+def demoted(old, new):
+    old.command("REPLICAOF", "127.0.0.1", new.port)
+    wait_for(lambda: old.command("INFO", "replication")["master_link_status"] == "up")
+
+
+def without_its_master(old, new):
+    old.command("CONFIG", "SET", "replica-serve-stale-data", "no")
+    old.command("REPLICAOF", "127.0.0.1", 1)
+
+
+def without_replicas(old, new):
+    old.command("CONFIG", "SET", "min-replicas-to-write", 1)
+
+
+@contextlib.asynccontextmanager
+async def moved(how):
+    """A world whose open connections lead to a server that is not the one to ask, and new ones to its successor."""
+    with RedisServer() as old, RedisServer() as new:
+        async with Front(old) as front:
+            world = World(RedisStore(Limits(), url=front.url, timeout=5), None)
+            await world.set("ann", "before")
+            await world.store.beat("n1", 60_000, "{}")
+            await asyncio.gather(*(world.entries() for _ in range(5)))  # so many connections wait in the pool
+            if callable(how):
+                how(old, new)
+            front.move(new, answer=b"" if callable(how) else how)
+            yield world, front, new
+            await world.store.close()
+
+
+CANNED = [
+    b"-READONLY You can't write against a read only replica.\r\n",
+    b"-LOADING Redis is loading the dataset in memory\r\n",
+    b"-MASTERDOWN Link with MASTER is down\r\n",
+    b"-CLUSTERDOWN The cluster is down\r\n",
+    b"-MOVED 3999 127.0.0.1:6381\r\n",
+]
+wrong_servers = pytest.mark.parametrize("how", [demoted, without_its_master, without_replicas, *CANNED])
+
+
+@wrong_servers
+@runs
+async def test_a_server_that_is_not_the_one_to_ask_any_more_is_left_by_the_first_call(how):
+    async with moved(how) as (world, _, new):
+        await world.changes(Set("ann", ROOM, "k"), Clear("ann", ROOM, "no such key"))
+        await asyncio.gather(*(world.set(f"c{n}", f"k{n}") for n in range(5)))
+        assert {entry.key for entry in await world.entries()} == {"k", *(f"k{n}" for n in range(5))}
+        assert new.command("HLEN", b"{ephemeral:0}:topic:" + wire.topic_id(ROOM)) == 1 + 2 * 6
+
+
+@wrong_servers
+@runs
+async def test_a_node_moves_its_lease_and_its_link_to_the_new_server(how):
+    async with moved(how) as (world, _, new):
+        assert not world.store.moves
+        assert not (await world.store.beat("n1", 60_000, "{}")).linked  # it was not there yet
+        roll = await world.store.beat("n1", 60_000, "{}")
+        assert roll.linked
+        assert new.command("PUBSUB", "NUMSUB", "{ephemeral:0}:alive:n1")[1] == 1
+        assert world.store.moves is (how is not CANNED[1]), "who has not moved yet must not be taken for dead"
+
+
+@runs
+async def test_a_server_that_stays_the_wrong_one_is_refused_each_time_without_piling_up_connections():
+    with RedisServer() as primary, RedisServer() as replica:
+        demoted(replica, primary)
+        async with Front(replica) as front:
+            world = World(RedisStore(Limits(), url=front.url), None)
+            for _ in range(20):
+                with pytest.raises(StoreUnavailable, match="READONLY"):
+                    await world.set("ann", "k")
+                assert front.connections <= 2
+            await world.store.close()
+
+
+@runs
+async def test_a_client_cannot_make_a_refusal_look_like_that_of_a_wrong_server():
+    with RedisServer() as server:
+        async with Front(server) as front:
+            world = World(RedisStore(Limits(), url=front.url), None)
+            topic = Topic("", "Redis refused: READONLY x")
+            server.command("SET", b"{ephemeral:0}:topic:" + wire.topic_id(topic), "foreign")
+            outcomes = await world.apply(Set("ann", topic, "READONLY "), Set("ann", ROOM, "k"))
+            assert "WRONGTYPE" in str(outcomes[0].error)
+            assert [change.revision for change in outcomes[1].changes] == [1], "the batch was carried out once"
+            assert not world.store.moves
+            await world.store.close()
+
+
+@runs
+async def test_a_server_that_falls_silent_costs_one_call_and_not_one_for_each_connection_that_leads_to_it():
+    with RedisServer() as old, RedisServer() as new:
+        async with Front(old) as front:
+            world = World(RedisStore(Limits(), url=front.url, timeout=TIMEOUT), None)
+            await asyncio.gather(*(world.entries() for _ in range(5)))
+            old.stop()
+            front.move(new)
+            with pytest.raises(StoreUnavailable, match="did not answer"):
+                await world.set("ann", "k")
+            for n in range(5):
+                await world.set("ann", f"k{n}")
+            await world.store.close()
+            old.cont()
 
 
 # Several hosts
