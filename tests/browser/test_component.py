@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.browser
 PAGE = """async (topic) => {
     const { EphemeralState } = await import("/static/ephemeral_state/ephemeral-state.js");
     await import("/static/ephemeral_state/ephemeral-presence.js");
+    window.EphemeralState = EphemeralState;
     window.connected = (name, key = `here:${name}`) => {
         const state = new EphemeralState("/ws/state/");
         const room = state.topic(topic);
@@ -109,3 +111,80 @@ async def test_it_is_put_elsewhere_taken_away_and_given_another_room(page: Page,
     await expect(page.locator("main ~ ephemeral-presence .name")).to_have_text(["Bob", "Ann", "Own"])
     await page.evaluate("own.remove()")
     await expect(names).to_have_text(["Bob", "Ann"])
+
+
+async def people(page: Page, expected: list[list[str | None]]) -> None:
+    """Wait until these are the names in the two topics."""
+    for _ in range(1000):
+        if (there := await page.evaluate("people()")) == expected:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{there} are in the topics, not {expected}")
+
+
+async def test_a_changed_attribute_moves_the_person_and_the_element(page: Page, topic: str) -> None:
+    other = f"demo:{uuid.uuid4()}"
+    names = page.locator(".face .name")
+    await page.evaluate(
+        """(topics) => {
+            window.heard = [];
+            const state = new EphemeralState("/ws/state/");
+            for (const [at, name] of topics.entries()) {
+                const room = state.topic(name);
+                room.subscribe(({ type, entry, before }) => heard.push([at, type, (entry ?? before).value.name]));
+            }
+            const names = ({ entries }) => [...entries.values()].map(({ value }) => value.name ?? null).sort();
+            window.people = () => topics.map((name) => names(state.topic(name)));
+            return new Promise((live) => (state.onstatus = ({ detail }) => detail === "live" && live()));
+        }""",
+        [topic, other],
+    )
+    await page.evaluate("(topic) => { window.shown = show({ url: '/ws/state/', topic, name: 'Zoé' }); }", topic)
+    await expect(names).to_have_text(["Zoé"])
+    await people(page, [["Zoé"], []])
+
+    await page.evaluate("shown.setAttribute('name', 'Zoé B')")
+    await people(page, [["Zoé B"], []])
+    await expect(names).to_have_text(["Zoé B"])
+    assert await page.evaluate("heard") == [
+        [0, "set", "Zoé"],
+        [0, "set", "Zoé B"],
+    ]  # the same person, who did not leave
+
+    # Several attributes at once, as a framework sets them; then the announcement ends, and begins again.
+    await page.evaluate("(other) => { shown.setAttribute('topic', other); shown.setAttribute('name', 'Zoé'); }", other)
+    await people(page, [[], ["Zoé"]])
+    await expect(names).to_have_text(["Zoé"])
+    assert (await page.evaluate("heard"))[2:] in (
+        [[0, "clear", "Zoé B"], [1, "set", "Zoé"]],
+        [[1, "set", "Zoé"], [0, "clear", "Zoé B"]],
+    )
+    await page.evaluate("shown.removeAttribute('name')")
+    await people(page, [[], []])
+    await page.evaluate("shown.setAttribute('name', 'Zoé'); shown.setAttribute('key', 'here:zoe')")
+    await people(page, [[], ["Zoé"]])
+    await page.evaluate("shown.setAttribute('key', 'here:other')")
+    await expect(names).to_have_text(["Zoé"])
+    await people(page, [[], ["Zoé"]])
+
+    # What is shown, and how much of it.
+    await page.evaluate("window.bob = connected('Bob'); window.bobs = bob.state.topic(shown.getAttribute('topic'))")
+    await page.evaluate(
+        "bobs.set('here:Bob', { name: 'Bob' }); bobs.set('guest:Bob', { name: 'Guest' }); bobs.set('draws:Bob', true)"
+    )
+    await expect(names).to_have_text(["Zoé", "Bob"])
+    await page.evaluate("shown.setAttribute('max', '1')")
+    await expect(page.locator(".face:visible .name")).to_have_text(["Zoé"])
+    await page.evaluate("shown.removeAttribute('max'); shown.setAttribute('busy', 'draws:')")
+    await expect(page.locator(".face.busy .name")).to_have_text(["Bob"])
+    await page.evaluate("shown.setAttribute('prefix', 'guest:')")
+    await expect(names).to_have_text(["Guest"])
+
+    # A room of the page's own takes the place of the attributes as long as it is set.
+    await page.evaluate("shown.removeAttribute('prefix'); shown.room = bob.room; undefined")
+    await expect(names).to_have_text(["Bob"])
+    await page.wait_for_function("JSON.stringify(people()[1].toSorted()) === JSON.stringify(['Bob', 'Guest', null])")
+    await page.evaluate("shown.room = undefined")
+    await expect(names).to_have_text(["Zoé", "Bob"])
+    await page.evaluate("shown.removeAttribute('topic')")
+    await expect(names).to_have_count(0)
