@@ -654,3 +654,54 @@ test("a silent server is given up after as long, whatever the wall clock is set 
   assert.deepEqual([state.status, made.length, made[0].code], ["stale", 2, 4001]);
   state.close();
 });
+
+test("a topic tells its own status, whatever that of the connection is", async () => {
+  const at = port;
+  await stop();
+  await listen(at, (frame, tell) => {
+    if (frame.topic === "denied") tell("error", { code: "forbidden", message: "", ref: frame.ref });
+    else if (frame._orama === "ephemeral.subscribe") tell("snapshot", { topic: frame.topic, entries: [], ref: frame.ref });
+    else tell("ok", { ref: frame.ref });
+  });
+  const state = connect();
+  const told = {};
+  const follow = (name) => {
+    const room = state.topic(name);
+    told[name] = [];
+    room.onstatus = (event) => (told[name].push(event.detail), assert.equal(event.detail, room.status));
+    room.addEventListener("status", ({ detail, target }) => told[name].push(`${target.name} ${detail}`));
+    return room;
+  };
+  follow("first");
+  await until(() => state.status === "live");
+  follow("second");
+  follow("denied");
+  await until(() => told.second.length && told.denied.length);
+  assert.deepEqual(state.statuses, ["connecting", "live"]);
+  for (const socket of server.clients) socket.terminate();
+  await until(() => told.denied.length === 6);
+  await until(() => told.second.length === 6 && state.status === "live");
+  state.close();
+  const twice = (name, ...statuses) => statuses.flatMap((status) => [status, `${name} ${status}`]);
+  assert.deepEqual(told, {
+    first: twice("first", "live", "stale", "live", "offline"),
+    second: twice("second", "live", "stale", "live", "offline"),
+    denied: twice("denied", "denied", "connecting", "denied", "offline"),
+  });
+});
+
+test("a topic that is revoked says so; one that was left says nothing more", async () => {
+  const state = connect();
+  const rooms = ["revoked", "left"].map((name) => state.topic(name));
+  const told = [];
+  for (const room of rooms) room.onstatus = ({ detail }) => told.push([room.name, detail]);
+  await until(() => state.status === "live");
+  rooms[1].leave();
+  const [socket] = server.clients;
+  socket.send('{"_orama":"ephemeral.revoked","topic":"revoked"}');
+  await until(() => rooms[0].status === "denied");
+  socket.terminate();
+  await until(() => state.statuses.length === 4);
+  assert.deepEqual(told.filter(([name]) => name === "left"), [["left", "live"]]);
+  assert.deepEqual(told.filter(([name]) => name === "revoked").map(([, status]) => status).slice(0, 2), ["live", "denied"]);
+});

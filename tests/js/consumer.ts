@@ -12,6 +12,9 @@ state.onstatus = ({ detail }) => show(detail);
 state.onerror = ({ detail: { code, message, topic, key, retryAfter } }: CustomEvent<Problem>) =>
   console.log(code.length, message.length, topic?.length, key?.length, retryAfter?.toFixed());
 
+room.onstatus = ({ detail }: CustomEvent<Status | "denied">) => show(detail);
+room.addEventListener("status", () => show(room.status));
+
 room.set("cursor:7", { x: 0.4 }, { throttle: 50, ttl: null });
 room.set("drawing:7", new Uint8Array([1, 2, 3]));
 room.clear("cursor:7");

@@ -141,3 +141,34 @@ test("on a server it sees nothing and connects to nothing", () => {
   const Names = () => h("p", null, useTopic(null, "room:1").status);
   assert.equal(renderToString(h(Names)), "<p>connecting</p>");
 });
+
+test("a topic that is empty or denied says so to a component that comes when the connection is live already", async (t) => {
+  const made = world();
+  t.after(() => made.state.close());
+  await made.render([h(made.Names, { key: 1 })]);
+  await act(async () => made.socket.onopen());
+  await made.hear("snapshot", { entries: [] });
+  await made.hear("hello", { client_id: "me" }); // with which nothing changes
+  assert.equal(made.main.textContent, "live: ");
+  const answers = {
+    "live: ": (name) => made.hear("snapshot", { topic: name, entries: [] }),
+    "denied: ": () => made.hear("error", { code: "forbidden", message: "", ref: made.sent.findLast(({ _orama }) => _orama === "ephemeral.subscribe").ref }),
+  };
+  t.mock.method(console, "warn", () => {});
+  for (const [at, [shown, answer]] of Object.entries(answers).entries()) {
+    const name = `other:${at}`;
+    // A second component, another route, and a remount.
+    await made.render([h(made.Names, { key: 1 }), h(made.Names, { key: 2, name })]);
+    assert.equal(made.main.textContent, "live: connecting: ");
+    await answer(name);
+    assert.equal(made.main.textContent, `live: ${shown}`);
+    await made.render([h(made.Names, { key: 1 })]);
+    await act(async () => sleep(20));
+    await made.render([h(made.Names, { key: 1 }), h(made.Names, { key: 3, name })]);
+    await answer(name);
+    assert.equal(made.main.textContent, `live: ${shown}`);
+    await made.render([h(made.Names, { key: 1 })]);
+    await act(async () => sleep(20));
+  }
+  await act(async () => made.root.unmount());
+});

@@ -51,12 +51,12 @@ export function useTopic(state, name, options) {
         });
       };
       const stop = room.subscribe(told);
-      state.addEventListener("status", told);
+      room.addEventListener("status", told);
       told();
       return () => {
         stopped = true;
         stop();
-        state.removeEventListener("status", told);
+        room.removeEventListener("status", told);
         letGo();
         seen = NOTHING;
       };

@@ -107,10 +107,14 @@ export class Session {
     revoked(): void;
     #private;
 }
-/** One topic, live: `entries` is what everybody in it sees. Made by `EphemeralState.topic`. */
-export class Topic {
+/**
+ * One topic, live: `entries` is what everybody in it sees. Made by `EphemeralState.topic`. Its event "status" has the new
+ * status as `detail`.
+ */
+export class Topic extends EventTarget {
     /** @param {string} name @param {EphemeralState} state @param {Session} session @param {TopicOptions} options */
     constructor(name: string, state: EphemeralState, session: Session, options: TopicOptions);
+    /** @type {((event: CustomEvent<Status | "denied">) => void) | null} */ onstatus: ((event: CustomEvent<Status | "denied">) => void) | null;
     name: string;
     /** The connection that it belongs to. */
     state: EphemeralState;
@@ -142,6 +146,8 @@ export class Topic {
      * @returns {() => void} lets go, once
      */
     use(): () => void;
+    /** @internal Say what the status is, if it is another. */
+    _update(): void;
     /** @internal @param {Change} change */
     _tell(change: Change): void;
     /** Every change from now on. A reader that is slow gets the newest change per key. @returns {AsyncGenerator<Change>} */

@@ -732,16 +732,22 @@ export class Session {
   }
 }
 
-/** One topic, live: `entries` is what everybody in it sees. Made by `EphemeralState.topic`. */
-export class Topic {
+/**
+ * One topic, live: `entries` is what everybody in it sees. Made by `EphemeralState.topic`. Its event "status" has the new
+ * status as `detail`.
+ */
+export class Topic extends EventTarget {
+  /** @type {((event: CustomEvent<Status | "denied">) => void) | null} */ onstatus = null;
   #session;
   #line;
   /** @type {Set<(change: Change) => void>} */ #listeners = new Set();
   /** @type {Set<() => void>} */ #ends = new Set();
   #users = 0;
+  /** @type {Status | "denied"} */ #told;
 
   /** @param {string} name @param {EphemeralState} state @param {Session} session @param {TopicOptions} options */
   constructor(name, state, session, options) {
+    super();
     this.name = printed(name);
     /** The connection that it belongs to. */
     this.state = state;
@@ -749,6 +755,7 @@ export class Topic {
     this.#line = session.follow(name, options);
     /** @type {ReadonlyMap<string, Entry>} every key that is set now */
     this.entries = this.#line.view.entries;
+    this.#told = this.status;
   }
 
   /** As of the whole, and `denied` if you may not follow this topic. @returns {Status | "denied"} */
@@ -851,6 +858,14 @@ export class Topic {
       this.#users--;
       setTimeout(() => this.#users === 0 && this.leave());
     };
+  }
+
+  /** @internal Say what the status is, if it is another. */
+  _update() {
+    const status = this.status;
+    if (status === this.#told) return;
+    this.#told = status;
+    emit(this, "status", status);
   }
 
   /** @internal @param {Change} change */
@@ -1041,7 +1056,7 @@ export class EphemeralState extends EventTarget {
       if (frame !== data)
         return this._problem({ code: "bad_server_frame", message: `a frame of the server cannot be read: ${error}` });
     }
-    this.#emit("message", frame);
+    emit(this, "message", frame);
   }
 
   /** @param {number} code @param {string} reason @param {boolean} opened */
@@ -1142,9 +1157,10 @@ export class EphemeralState extends EventTarget {
     let status = this.#halted ? "offline" : this.#seen ? "stale" : "connecting";
     if (this.#session.open && !waits) status = "live";
     if (status === "live") this.#seen = true;
-    if (status === this.#status) return;
+    const before = this.#status;
     this.#status = status;
-    this.#emit("status", status);
+    for (const topic of [...this.#topics.values()]) topic._update();
+    if (status !== before && status === this.#status) emit(this, "status", status);
   }
 
   /** @internal Something may have been sent or received: look when there is more to do. */
@@ -1170,16 +1186,16 @@ export class EphemeralState extends EventTarget {
       const where = [problem.topic, problem.key].filter(Boolean).map((name) => JSON.stringify(name));
       console.warn(`ephemeral-state: ${problem.code}: ${problem.message}${where.length ? ` (${where.join(", ")})` : ""}`);
     }
-    this.#emit("error", problem);
+    emit(this, "error", problem);
   }
+}
 
-  /** @param {"error" | "status" | "message"} type @param {any} detail */
-  #emit(type, detail) {
-    const event = new CustomEvent(type, { detail });
-    const handler = this[`on${type}`];
-    if (handler) guarded(() => handler.call(this, event));
-    this.dispatchEvent(event);
-  }
+/** @param {any} target @param {"error" | "status" | "message"} type @param {any} detail */
+function emit(target, type, detail) {
+  const event = new CustomEvent(type, { detail });
+  const handler = target[`on${type}`];
+  if (handler) guarded(() => handler.call(target, event));
+  target.dispatchEvent(event);
 }
 
 /** Whether a topic or a key can be called so, as far as that can be known here. @param {unknown} name @returns {name is string} */
