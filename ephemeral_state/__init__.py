@@ -37,6 +37,7 @@ The modules in reading order; each imports only from those before it:
     consumers      EphemeralStateMixin, SyncEphemeralStateMixin, EphemeralStateConsumer
     asgi           for the project's ASGI application: clear before the server stops
     api            the same verbs for views, tasks and commands
+    inspection     the state of processes, and clearing, for the next two
     models, admin  what is live, for people with a browser
     management     the same for people with a terminal, and the doctor
     metrics        what is counted, for OpenTelemetry

@@ -376,6 +376,7 @@ class Node:
                 "started": round(self._started, 3),
                 "connections": len(self._members),
                 "entries": len(self._belongings or ()),
+                "lease": self.settings.lease,  # seconds: a process with another setting judges by this one
             }
         )
 

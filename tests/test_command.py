@@ -432,7 +432,7 @@ def test_watching_leaves_no_trace(shell, redis_url, prefix):
 
 
 @pytest.mark.redis
-def test_the_processes_are_listed_alive_then_frozen_then_dying(shell):
+def test_the_processes_are_listed_alive_then_frozen_then_gone(shell):
     assert shell.run("processes") == "No process holds a lease: none has a connection.\n"
     process, node = shell.hold()
     (row,) = processes(shell)
@@ -449,7 +449,19 @@ def test_the_processes_are_listed_alive_then_frozen_then_dying(shell):
     process.send_signal(signal.SIGSTOP)
     wait_for(lambda: processes(shell)[0]["state"] == "frozen", timeout=30)
     process.kill()
-    wait_for(lambda: (processes(shell)[0]["state"], processes(shell)[0]["linked"]) == ("dying", False), timeout=30)
+    wait_for(lambda: (processes(shell)[0]["state"], processes(shell)[0]["linked"]) == ("gone", False), timeout=30)
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("shell", [{"LEASE": 5}], indirect=True)
+def test_a_process_with_a_shorter_lease_is_alive_for_the_command_and_the_admin(shell, admin_client):
+    process, _ = shell.hold()
+    for _ in range(5):  # at different moments between two renewals
+        (line,) = called("processes", "--json")[0]
+        assert (json.loads(line)["state"], json.loads(line)["pid"]) == ("alive", process.pid)
+        html = admin_client.get("/admin/ephemeral_state/entry/overview/").content.decode()
+        assert re.findall(r'class="ephemeral-state[^>]*>([^<]*)<', html) == ["alive"]
+        assert "does not renew" not in html
 
 
 @pytest.mark.redis

@@ -18,10 +18,11 @@ from django.utils.translation import gettext as _
 from .. import api
 from ..background import wait
 from ..errors import EphemeralStateError
+from ..inspection.clearing import Clearing
 from ..models import Entry
 from ..printing import printable
 from ..state import Topic
-from .acts import Clearing, disconnect
+from .acts import disconnect
 from .reading import Found, entry_page, find, overview, tag
 from .text import NAME_LENGTH, Filters, Identity, read_token, short
 
@@ -271,13 +272,12 @@ class EntryAdmin(_ModelAdmin):
     def _clear(self, request: HttpRequest, entries: Sequence[Identity]) -> None:
         done, fault = Clearing(), ""
         try:
-            wait(lambda: done.entries(entries))
+            wait(lambda: done.entries([each.clear() for each in entries]))
         except EphemeralStateError as error:
             fault = str(error)
         finally:  # what is cleared is cleared, whatever became of the others
-            self._log(
-                request, [f"{each.in_words()}, set by {each.shown()['owner']}" for each in done.cleared], "Cleared."
-            )
+            cleared = map(Identity.of, done.cleared)
+            self._log(request, [f"{each.in_words()}, set by {each.shown()['owner']}" for each in cleared], "Cleared.")
         self._tell(request, done)
         if fault:
             failed = len(entries) - len(done.cleared) - done.missed

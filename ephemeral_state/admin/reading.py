@@ -13,19 +13,19 @@ from typing import Any, Final, NamedTuple
 from django.utils.http import urlencode
 
 from .. import api
-from ..conf import get_settings
+from ..inspection.processes import Process, processes
+from ..inspection.times import ago, time_left
 from ..node import here
 from ..printing import json_object, preview, printable
 from ..state import Entry, Topic
 from ..stores import get_store
-from ..stores.base import KINDS, History, NodeStatus, Owner, Transition
-from .text import NAME_LENGTH, PAYLOAD_LENGTH, Filters, Identity, ago, payload_pretty, short, time_left
+from ..stores.base import KINDS, History, Owner, Transition
+from .text import NAME_LENGTH, PAYLOAD_LENGTH, Filters, Identity, payload_pretty, short
 
 __all__ = ["EntryPage", "Found", "entry_page", "find", "overview", "tag"]
 
 PAGE_SIZE: Final = 100
 _BUDGET: Final = 1000  # entries looked at for one page where this process has to filter them
-_LATE_MS: Final = 3000  # without a renewal; a process renews twice a second
 _MOST_TOPICS: Final = 5000
 _SAMPLE: Final = 200  # entries whose owners are looked for
 _COLUMNS: Final = ("namespace", "topic", "key", "payload", "time_left", "owner", "user", "process", "age")
@@ -42,8 +42,7 @@ class Found(NamedTuple):
 async def find(filters: Filters, cursor: str) -> Found:
     """Raises an `EphemeralStateError`, or `ValueError` for a cursor that is none."""
     store = get_store()
-    statuses = await store.nodes()
-    living = {status.node: _process(status.info) for status in statuses}
+    living = _names(await processes(store))
     entries: list[Entry] = []
     owners: dict[str, Owner] = {}
     looked = 0
@@ -68,8 +67,8 @@ async def find(filters: Filters, cursor: str) -> Found:
     column = filters.order.removeprefix("-")
     if column in _COLUMNS:
         rows.sort(key=lambda row: row["sort"][column], reverse=filters.order.startswith("-"))
-    processes = [{"node": node, "name": name} for node, name in sorted(living.items(), key=lambda each: each[1])]
-    return Found(rows, cursor, processes)
+    nodes = [{"node": node, "name": name} for node, name in sorted(living.items(), key=lambda each: each[1])]
+    return Found(rows, cursor, nodes)
 
 
 def tag(rows: Sequence[Mapping[str, Any]], *more: object) -> str:
@@ -145,9 +144,8 @@ def _query(identity: Identity) -> str:
     return urlencode({"id": identity.token()})
 
 
-def _process(info: str) -> str:
-    about = json_object(info)
-    return printable(f"{about.get('host', '?')}:{about.get('pid', '?')}", NAME_LENGTH)
+def _names(found: Sequence[Process]) -> dict[str, str]:
+    return {each.node: printable(each.name, NAME_LENGTH) for each in found}
 
 
 def _this_process() -> str:
@@ -171,21 +169,21 @@ async def entry_page(identity: Identity) -> EntryPage:
     """Everything that is known of a key, whoever owns it now."""
     store = get_store()
     topic = Topic(identity.namespace, identity.topic)
-    entry, history, statuses = await asyncio.gather(
-        store.entry(topic, identity.key), store.history(topic, identity.key), store.nodes()
+    entry, history, found = await asyncio.gather(
+        store.entry(topic, identity.key), store.history(topic, identity.key), processes(store)
     )
-    processes = {status.node: _process(status.info) for status in statuses}
-    transitions = _transitions(history.transitions, processes, shared=store.shared)
+    names = _names(found)
+    transitions = _transitions(history.transitions, names, shared=store.shared)
     if entry is None:
         return EntryPage(None, "", "", "", None, transitions)
     owner = (await store.owners([entry.client_id])).get(entry.client_id)
-    row = _row(entry, owner, processes, shared=store.shared)
-    lease = next((_lease(status) for status in statuses if owner is not None and status.node == owner.node), None)
+    row = _row(entry, owner, names, shared=store.shared)
+    lease = next((_lease(each) for each in found if owner is not None and each.node == owner.node), None)
     return EntryPage(row, *payload_pretty(entry.payload), row["age"], lease, transitions)
 
 
 def _transitions(
-    history: Sequence[Transition], processes: Mapping[str, str], *, shared: bool, most: int | None = None
+    history: Sequence[Transition], names: Mapping[str, str], *, shared: bool, most: int | None = None
 ) -> list[dict[str, Any]]:
     """The last one first. Whose a key was before is known if the transition before is remembered."""
     owners: dict[tuple[Topic, str], str] = {}
@@ -195,42 +193,31 @@ def _transitions(
         if each.reason is None:
             owners[each.topic, each.key] = each.client
     pairs = list(zip(history, reversed(before), strict=True))[:most]
-    return [_transition(each, owner, processes, shared=shared) for each, owner in pairs]
+    return [_transition(each, owner, names, shared=shared) for each, owner in pairs]
 
 
-def _transition(each: Transition, before: str, processes: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
+def _transition(each: Transition, before: str, names: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
     identity = Identity(*each.topic, each.key, each.client)
     return identity.shown() | {
         "what": "set" if each.reason is None else each.reason,
         "taken_from": printable(before, NAME_LENGTH) if each.reason is None and before != each.client else "",
         "ago": ago(each.age_ms / 1000),
-        "process": processes.get(each.node, each.node) if shared else _this_process(),
+        "process": names.get(each.node, each.node) if shared else _this_process(),
         "url": short("entry/?" + _query(identity)),
     }
 
 
-def _lease(status: NodeStatus) -> dict[str, Any]:
-    lease_ms = get_settings().lease * 1000
-    silent_ms = max(0.0, lease_ms - status.remaining_ms)
-    info = json_object(status.info)
-    started = info.get("started")
-    state = "alive"
-    if status.is_dying:
-        state = "being cleared"
-    elif not status.linked:
-        state = "gone"
-    elif silent_ms > _LATE_MS:
-        state = "frozen"
+def _lease(process: Process) -> dict[str, Any]:
     return {
-        "node": status.node,
-        "process": _process(status.info),
-        "age": ago(time.time() - started) if isinstance(started, int | float) else "",
-        "connections": info.get("connections", ""),
-        "entries": info.get("entries", ""),
-        "renewed": "" if status.is_dying else f"{silent_ms / 1000:.1f} s ago",
-        "remaining": f"{max(0.0, status.remaining_ms) / 1000:.1f} s",
-        "state": state,
-        "url": Filters(process=status.node).url(),
+        "node": process.node,
+        "process": printable(process.name, NAME_LENGTH),
+        "age": "" if process.age is None else ago(process.age),
+        "connections": "" if process.connections is None else process.connections,
+        "entries": "" if process.entries is None else process.entries,
+        "renewed": "" if process.silent is None else f"{process.silent:.1f} s ago",
+        "remaining": f"{max(0.0, process.remaining):.1f} s",
+        "state": process.state,
+        "url": Filters(process=process.node).url(),
     }
 
 
@@ -247,11 +234,10 @@ async def overview() -> dict[str, Any]:
         topics += some
         if not cursor or len(topics) >= _MOST_TOPICS:
             break
-    count, statuses, history = await asyncio.gather(store.count(), store.nodes(), store.history())
-    leases = [_lease(status) for status in statuses]
+    count, found, history = await asyncio.gather(store.count(), processes(store), store.history())
+    leases = [_lease(each) for each in found]
     leases.sort(key=lambda lease: (lease["state"] == "alive", lease["process"]))
-    processes = {status.node: _process(status.info) for status in statuses}
-    connections = sum(each["connections"] for each in leases if isinstance(each["connections"], int))
+    connections = sum(each.connections or 0 for each in found)
     if not store.shared:
         connections = here().connections
     busiest = sorted(topics, key=lambda each: -each[1])[:10]
@@ -266,7 +252,7 @@ async def overview() -> dict[str, Any]:
         "shared": store.shared,
         "this_process": _this_process(),
         "leases": leases,
-        "warnings": await _warnings(leases, statuses) if store.shared else [],
+        "warnings": await _warnings(leases) if store.shared else [],
         "charts": [
             _chart("Sets per minute", history, ("set",)),
             _chart("Clears per minute", history, KINDS[1:]),
@@ -285,11 +271,11 @@ async def overview() -> dict[str, Any]:
             }
             for topic, size in busiest
         ],
-        "transitions": _transitions(history.transitions, processes, shared=store.shared, most=15),
+        "transitions": _transitions(history.transitions, _names(found), shared=store.shared, most=15),
     }
 
 
-async def _warnings(leases: Sequence[Mapping[str, Any]], statuses: Sequence[NodeStatus]) -> list[dict[str, str]]:
+async def _warnings(leases: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     texts = {
         "frozen": "does not renew its lease: it is frozen, or its host is lost",
         "gone": "has lost its connection to Redis: it was killed, or its host is lost",
@@ -303,7 +289,7 @@ async def _warnings(leases: Sequence[Mapping[str, Any]], statuses: Sequence[Node
     sample = (await api.abrowse(limit=_SAMPLE)).entries
     held = [entry for entry in sample if entry.expires_in_ms is None]
     owners = await get_store().owners([*{entry.client_id for entry in held}])
-    living = {status.node for status in statuses}
+    living = {lease["node"] for lease in leases}
     for entry in held:
         owner = owners.get(entry.client_id)
         if owner is None or owner.node not in living:

@@ -10,15 +10,14 @@ from django.http import QueryDict
 from django.utils.http import urlencode
 
 from ..printing import printable
+from ..state import Clear, Topic
 
 __all__ = [
     "Filters",
     "Identity",
-    "ago",
     "payload_pretty",
     "read_token",
     "short",
-    "time_left",
 ]
 
 NAME_LENGTH: Final = 80
@@ -74,6 +73,14 @@ class Identity(NamedTuple):
         """Itself as a form value. Signed, so that whatever else comes back is known for garbage."""
         return signing.dumps(self, salt=_SALT, compress=True)
 
+    @classmethod
+    def of(cls, clear: Clear) -> Identity:
+        return cls(*clear.topic, clear.key, clear.client)
+
+    def clear(self) -> Clear:
+        """Clears the key if this owner still has it."""
+        return Clear(self.owner, Topic(self.namespace, self.topic), self.key)
+
     def shown(self) -> dict[str, str]:
         return {name: printable(value, NAME_LENGTH) for name, value in self._asdict().items()}
 
@@ -101,21 +108,6 @@ def payload_pretty(payload: bytes) -> tuple[str, str]:
     except (ValueError, RecursionError):
         kind = "text"
     return kind, "\n".join(printable(line, len(line)) for line in text.split("\n"))
-
-
-def time_left(ms: int | None) -> str:
-    if ms is None:
-        return "until disconnect"
-    minutes, rest = divmod(ms, 60_000)
-    return f"{minutes} min {rest // 1000} s" if minutes else f"{rest // 100 / 10} s"
-
-
-def ago(seconds: float) -> str:
-    """A whole number of the largest unit that fits."""
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
 
 
 def short(url: str) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..api import abrowse
 from ..errors import NameRequired, StoreUnavailable
-from ..node import current
+from ..inspection.clearing import Clearing
+from ..inspection.times import time_left
 from ..state import Clear, Entry, Topic
 from ..stores import get_store
-from .terminal import columns, json_line, preview, shown, time_left
+from .terminal import columns, json_line, preview, shown
 
 __all__ = ["clear", "find", "show"]
 
@@ -60,21 +60,14 @@ async def find(topic: Topic, key: str | None) -> Sequence[Entry]:
 
 
 async def clear(entries: Sequence[Entry]) -> int:
-    """Clear them for the owners that were seen, and say how many were still theirs: what a successor has set
-    meanwhile stays. Raises `StoreUnavailable`, saying how far it came."""
-    node = current()
-    writes = (node.write(Clear(entry.client_id, entry.topic, entry.key)) for entry in entries)
-    outcomes = await asyncio.gather(*writes, return_exceptions=True)
-    cleared = 0
-    for outcome in outcomes:
-        if not isinstance(outcome, BaseException):
-            cleared += len(outcome.changes)
-    for outcome in outcomes:
-        if isinstance(outcome, StoreUnavailable):
-            raise StoreUnavailable(f"cleared {cleared} of {len(entries)}, then: {outcome}") from outcome
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return cleared
+    """Clear them for the owners that were seen; returns how many were still theirs. Raises `StoreUnavailable`, saying
+    how far it came."""
+    done = Clearing()
+    try:
+        await done.entries([Clear(entry.client_id, entry.topic, entry.key) for entry in entries])
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"cleared {len(done.cleared)} of {len(entries)}, then: {error}") from error
+    return len(done.cleared)
 
 
 def _row(entry: Entry, node: str) -> Sequence[str]:

@@ -1,23 +1,18 @@
-"""`processes`: who holds a lease, and how they are."""
+"""`processes`: the processes that hold a lease, and the state of each."""
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from ..conf import get_settings
 from ..errors import NotConfigured
-from ..lease import BEAT
-from ..printing import json_object
+from ..inspection.processes import Process, processes
+from ..inspection.times import time_left
 from ..stores import get_store
-from ..stores.base import NodeStatus
-from .terminal import columns, json_line, shown, time_left
+from .terminal import columns, json_line, shown
 
 __all__ = ["show"]
 
-_LATE: Final = 3 * BEAT  # seconds without a renewal that make a process frozen
 _HEAD: Final = ("NODE", "HOST", "PID", "AGE", "CONNECTIONS", "ENTRIES", "LEASE", "LINKED", "STATE")
 
 
@@ -26,55 +21,39 @@ async def show(write: Callable[[str], None], *, as_json: bool) -> None:
     store = get_store()
     if not store.shared:
         raise NotConfigured(f"{type(store).__name__} ends with its process: there are no leases")
-    nodes = await store.nodes()
-    lease_ms = get_settings().lease * 1000
-    late: set[tuple[str, str]] = set()
-    if any(not lease_ms - _LATE * 1000 < node.remaining_ms <= lease_ms for node in nodes):
-        # By our own setting of the lease somebody is late, but theirs may be another: who renews now is not.
-        late = {(node.node, node.stamp) for node in nodes}
-        await asyncio.sleep(_LATE)
-        nodes = await store.nodes()
-        late &= {(node.node, node.stamp) for node in nodes}
-    leased = {node.node for node in nodes if not node.is_dying}
-    rows = [_row(node, late) for node in nodes if not node.is_dying or node.node not in leased]
+    found = await processes(store)
     if as_json:
-        for row in rows:
-            write(json_line(row))
-    elif rows:
-        for line in columns(_HEAD, [_cells(row) for row in rows]):
+        for process in found:
+            write(json_line(_as_dict(process)))
+    elif found:
+        for line in columns(_HEAD, [_cells(process) for process in found]):
             write(line)
     else:
         write("No process holds a lease: none has a connection.")
 
 
-def _row(node: NodeStatus, late: set[tuple[str, str]]) -> dict[str, Any]:
-    state = "frozen" if (node.node, node.stamp) in late else "alive"
-    if node.is_dying or not node.linked:
-        state = "dying"
-    info = json_object(node.info)
-    started = info.get("started")
+def _as_dict(process: Process) -> dict[str, Any]:
     return {
-        "node": node.node,
-        "host": info.get("host"),
-        "pid": info.get("pid"),
-        "age": round(max(0.0, time.time() - started), 1) if isinstance(started, int | float) else None,
-        "connections": info.get("connections"),
-        "entries": info.get("entries"),
-        "lease_remaining_ms": None if node.is_dying else round(node.remaining_ms),
-        "linked": node.linked,
-        "state": state,
+        "node": process.node,
+        "host": process.host,
+        "pid": process.pid,
+        "age": None if process.age is None else round(process.age, 1),
+        "connections": process.connections,
+        "entries": process.entries,
+        "lease_remaining_ms": None if process.state == "being cleared" else round(process.remaining * 1000),
+        "linked": process.linked,
+        "state": process.state,
     }
 
 
-def _cells(row: dict[str, Any]) -> Sequence[str]:
-    remaining = row["lease_remaining_ms"]
-    lease = "gone" if remaining is None else time_left(remaining) if remaining > 0 else "over"
+def _cells(process: Process) -> Sequence[str]:
+    lease = time_left(process.remaining * 1000) if process.remaining > 0 else "over"
     return (
-        shown(row["node"]),
-        *(shown("" if row[name] is None else str(row[name])) for name in ("host", "pid")),
-        "-" if row["age"] is None else time_left(row["age"] * 1000),
-        *(shown("" if row[name] is None else str(row[name])) for name in ("connections", "entries")),
-        lease,
-        "yes" if row["linked"] else "no",
-        row["state"],
+        shown(process.node),
+        *(shown("" if each is None else str(each)) for each in (process.host, process.pid)),
+        "-" if process.age is None else time_left(process.age * 1000),
+        *(shown("" if each is None else str(each)) for each in (process.connections, process.entries)),
+        "gone" if process.state == "being cleared" else lease,
+        "yes" if process.linked else "no",
+        process.state,
     )

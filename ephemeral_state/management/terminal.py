@@ -9,7 +9,7 @@ from typing import Any, Final
 from .. import printing
 from ..printing import printable
 
-__all__ = ["columns", "json_line", "preview", "shown", "time_left"]
+__all__ = ["columns", "json_line", "preview", "shown"]
 
 _NAME_LENGTH: Final = 60
 _PAYLOAD_LENGTH: Final = 80
@@ -23,16 +23,6 @@ def shown(text: str) -> str:
 def preview(payload: bytes) -> str:
     """The beginning of the payload; `-` for none."""
     return printing.preview(payload, _PAYLOAD_LENGTH) or "-"
-
-
-def time_left(ms: float | None) -> str:
-    """Of a lifetime, or of anything else that ends."""
-    if ms is None:
-        return "until disconnect"
-    minutes, rest = divmod(int(ms), 60_000)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest // 1000} s" if minutes else f"{rest // 100 / 10} s"
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:

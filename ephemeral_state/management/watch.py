@@ -15,10 +15,11 @@ from ..conf import get_settings
 from ..delivery import News, View
 from ..errors import NotConfigured
 from ..hub import Hub
+from ..inspection.times import time_left
 from ..protocol import Event, Ref
 from ..state import Entry, Topic
 from ..stores import get_store
-from .terminal import json_line, preview, shown, time_left
+from .terminal import json_line, preview, shown
 
 __all__ = ["watch"]
 

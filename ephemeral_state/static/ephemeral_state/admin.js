@@ -8,6 +8,7 @@ const began = new WeakMap(); // cell → when its connection began
 
 function text(ms) {
     const seconds = Math.max(0, ms) / 1000;
+    if (seconds >= 3600) return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
     return seconds >= 60 ? `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s` : `${(Math.floor(seconds * 10) / 10).toFixed(1)} s`;
 }
 
