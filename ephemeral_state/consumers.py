@@ -401,7 +401,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         host, _ = self.scope.get("client") or (None, None)
         await self._gate.let_in(group or host)
         await self.accept()
-        await self.send(encode_hello(self.channel_name))
+        await self.send(encode_hello(self.channel_name, self._ephemeral_ping_interval()))
         self._group = group
         await self._expect_recheck()
 

@@ -351,7 +351,9 @@ class Lifecycle:
 
     def _ping(self, number: int) -> asyncio.Task[None]:
         self._pinged_at = self.loop.time()
-        return self.loop.create_task(self.send({"type": "websocket.send", "text": encode_ping(number)}))
+        return self.loop.create_task(
+            self.send({"type": "websocket.send", "text": encode_ping(number, self._ping_interval)})
+        )
 
     def _ask_whether_read(self, sent: int) -> None:
         # Not to be guessed: one that says so without reading would have us send on and on.

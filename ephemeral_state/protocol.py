@@ -204,9 +204,17 @@ LONGEST: Final = 1_000_000
 """Bytes of a frame that tells of several keys: daphne ends a connection that is to be sent one of more than 1 MiB."""
 
 
-def encode_hello(client_id: str) -> str:
-    """The first frame of a connection: which `client_id` is the client's own."""
-    return _dumps({"_orama": "ephemeral.hello", "client_id": client_id})
+def encode_hello(client_id: str, ping_interval: float = 0) -> str:
+    """The first frame of a connection: which `client_id` is the client's own, and after how many seconds of silence
+    it will be asked whether it is there. 0: never."""
+    frame: dict[str, Any] = {"_orama": "ephemeral.hello", "client_id": client_id}
+    if ping_interval:
+        frame["ping_interval_ms"] = _milliseconds(ping_interval)
+    return _dumps(frame)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
 
 
 def add_ref(frame: str, ref: Ref) -> str:
@@ -280,9 +288,15 @@ def encode_revoked(topic: str) -> str:
     return _dumps({"_orama": "ephemeral.revoked", "topic": topic})
 
 
-def encode_ping(number: int) -> str:
-    """Asks whether the client is there, and has read what came before this: whoever knows the number has."""
-    return f'{{"_orama":"ephemeral.ping","n":{number}}}'
+USUAL_PING_INTERVAL: Final = 8.0
+"""Seconds of silence before a ping, unless a frame says more. A client may give up on a server that falls silent."""
+
+
+def encode_ping(number: int, interval: float = 0) -> str:
+    """Asks whether the client is there, and has read what came before this: whoever knows the number has.
+    `interval`: seconds of silence before a ping; a client that has had no hello has to know if they are many."""
+    slow = f',"interval_ms":{_milliseconds(interval)}' if interval > USUAL_PING_INTERVAL else ""
+    return f'{{"_orama":"ephemeral.ping","n":{number}{slow}}}'
 
 
 _PONG: Final = "ephemeral.pong"
@@ -290,7 +304,7 @@ _PONG: Final = "ephemeral.pong"
 
 def decode_pong(text: str) -> int | None:
     """The number in a client's answer to a ping, 0 where it has none; `None` for any other frame."""
-    if len(text) > 96 or _PONG not in text:
+    if len(text) > 128 or _PONG not in text:
         return None
     try:
         frame = json.loads(text)
@@ -298,6 +312,7 @@ def decode_pong(text: str) -> int | None:
         return None
     if not isinstance(frame, dict) or frame.pop("_orama", None) != _PONG:
         return None
+    frame.pop("interval_ms", None)  # there are clients that send back the ping as it was, but for its name
     number = frame.pop("n", 0)
     if type(number) is float and number.is_integer():  # there are clients that write 7.0
         number = int(number)

@@ -839,7 +839,7 @@ async def test_the_ready_made_consumer_with_a_policy(load: Any, settings: Any):
     settings.EPHEMERAL_STATE = values["EPHEMERAL_STATE"]
     application = URLRouter(load("howto.md", "chat.routing").websocket_urlpatterns)
     async with Browser(application, ZOE, "/ws/state/") as zoe:
-        assert list(await zoe.read()) == ["_orama", "client_id"]
+        assert list(await zoe.read()) == ["_orama", "client_id", "ping_interval_ms"]
         assert (await zoe.ask("subscribe", topic="room:1"))["entries"] == []
         assert (await zoe.ask("subscribe", topic="elsewhere"))["code"] == "forbidden"
         assert (await zoe.ask("set", topic="room:1", key="11:cursor"))["code"] == "forbidden"

@@ -419,6 +419,18 @@ async def test_what_has_a_grace_lingers_when_a_client_does_not_answer(quick, set
     await watcher.leaves(1000)
 
 
+@pytest.mark.parametrize(("interval", "said"), [(0.05, None), (600, 600_000)])
+async def test_the_pings_of_a_consumer_that_asks_seldom_say_how_seldom(monkeypatch, interval, said):
+    monkeypatch.setattr(Following, "ephemeral_ping_interval", interval)
+    client = Client(Following())
+    await until(lambda: client.texts)
+    await set_much("x" * 12_000)
+    await until(lambda: client.pings)
+    assert json.loads(client.pings[0]).get("interval_ms") == said
+    await client.leaves(1000)
+    await api.aclear("t", "much")
+
+
 async def test_only_a_client_that_answers_is_asked_whether_it_has_read_much(quick, settings, monkeypatch):
     settings.EPHEMERAL_STATE = {"PING_INTERVAL": 600}
     monkeypatch.setattr(lifecycle, "_FIRST_PING_SECONDS", 0.05)

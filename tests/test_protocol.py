@@ -65,6 +65,7 @@ def test_a_snapshot_entry_without_a_deadline_expires_in_null():
 
 def test_a_hello_tells_the_client_who_it_is():
     assert encode_hello('c"1') == '{"_orama":"ephemeral.hello","client_id":"c\\"1"}'
+    assert encode_hello("c", 0.0001) == '{"_orama":"ephemeral.hello","client_id":"c","ping_interval_ms":1}'
 
 
 def test_an_answer_repeats_the_ref_only_if_there_was_one():

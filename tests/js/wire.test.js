@@ -63,8 +63,29 @@ for (const { name, text } of wire("frames"))
     const { _orama, code } = JSON.parse(text);
     const said = { "ephemeral.error": [code], "ephemeral.revoked": ["revoked"] }[_orama] ?? [];
     assert.deepEqual(there.problems.map(({ code }) => code), said);
-    const answers = _orama === "ephemeral.ping" ? wire("commands").filter(({ pong }) => pong).map(({ text }) => JSON.parse(text)) : [];
+    const answers = _orama === "ephemeral.ping" ? wire("commands").filter(({ name }) => name === "the answer to a ping").map(({ text }) => JSON.parse(text)) : [];
     assert.deepEqual(there.sent.slice(1), answers);
+  });
+
+for (const row of wire("frames").filter(({ silence_ms }) => silence_ms))
+  test(`how long a server may be silent: ${row.name}`, (t) => {
+    t.mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+    const made = [];
+    class Socket {
+      constructor() { made.push(this); }
+      send() {}
+      close() {}
+    }
+    const state = new EphemeralState("ws://x/", { WebSocket: Socket });
+    made[0].onopen();
+    made[0].onmessage({ data: row.text });
+    // One that was never heard to ping may be silent for ever; the ping of another consumer says nothing of its own.
+    if (!row.text.includes("ephemeral.ping")) made[0].onmessage({ data: '{"_orama":"ephemeral.ping","n":1}' });
+    t.mock.timers.tick(row.silence_ms - 1000);
+    assert.equal(made.length, 1);
+    t.mock.timers.tick(2000);
+    assert.equal(made.length, 2);
+    state.close();
   });
 
 for (const row of wire("commands").filter(({ call }) => call))

@@ -63,7 +63,8 @@ async def test_a_client_is_told_its_own_id_first_and_once(server: Server, tag: s
     async with Client(server, "ready") as ann, Client(server, "ready") as bob:
         await ask(bob, "subscribe", topic=tag)
         assert ann.hello["client_id"] != bob.hello["client_id"]
-        assert list(ann.hello) == ["_orama", "client_id"]
+        assert list(ann.hello) == ["_orama", "client_id", "ping_interval_ms"]
+        assert ann.hello["ping_interval_ms"] == 8000
         await ask(ann, "set", topic=tag, key="k")
         assert (await bob.frame())["client_id"] == ann.hello["client_id"]
 

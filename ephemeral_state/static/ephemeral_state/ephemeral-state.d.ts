@@ -1,8 +1,3 @@
-/**
- * A clock in ms that is never set back, for waits and deadlines. It follows `mono`, which in some browsers stands still
- * while the machine sleeps: where `wall` has moved on by more than a second longer, that was a sleep, and counts too.
- */
-export function steady(mono?: () => number, wall?: () => number): () => number;
 /** One key's value and owner. It never changes, but for the time when it expires: a new value is a new `Entry`. */
 export class Entry {
     /**

@@ -58,7 +58,7 @@ const EMPTY = new Uint8Array();
  * A clock in ms that is never set back, for waits and deadlines. It follows `mono`, which in some browsers stands still
  * while the machine sleeps: where `wall` has moved on by more than a second longer, that was a sleep, and counts too.
  */
-export function steady(mono = () => performance.now(), wall = () => Date.now()) {
+function steady(mono = () => performance.now(), wall = () => Date.now()) {
   let [time, before, day] = [mono(), mono(), wall()];
   return () => {
     const [since, slept] = [mono() - before, wall() - day];
@@ -892,7 +892,13 @@ const DROPPED = 4001; // by us, and no goodbye: what has a grace keeps it
 const REVOKED = 4403;
 const REFUSED = 4008;
 const STEADY = 10_000; // ms after which a connection counts as a good one
-const SILENCE = 30_000; // ms; a server that pings does so twice in that time, whatever we say
+const SILENCE = 30_000; // ms after which a server that pings counts as gone
+const LONGEST = 2 ** 31 - 1; // ms of a timer
+
+/** @param {unknown} interval ms of silence before a ping. One that we speak to in between asks after three times as long. */
+function silence(interval) {
+  return typeof interval === "number" && interval > 0 ? Math.min(Math.max(SILENCE, 3 * interval + 6000), LONGEST) : SILENCE;
+}
 
 /**
  * A connection to a server of `django-ephemeral-state`. It begins at once, comes back by itself when it is lost, follows
@@ -917,6 +923,7 @@ export class EphemeralState extends EventTarget {
   #heard = 0;
   #unreached = false;
   #pings = false;
+  #silence = SILENCE;
   /** @type {Set<string>} */ #warned = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #retry;
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #tick;
@@ -1047,7 +1054,9 @@ export class EphemeralState extends EventTarget {
     let frame = data;
     try {
       frame = typeof data === "string" ? JSON.parse(data) : data;
+      if (frame?._orama === "ephemeral.hello") this.#silence = silence(frame.ping_interval_ms);
       if (frame?._orama === "ephemeral.ping") {
+        if (frame.interval_ms) this.#silence = silence(frame.interval_ms);
         this.#pings = true;
         this.#watchOver();
       }
@@ -1117,11 +1126,11 @@ export class EphemeralState extends EventTarget {
       this.#watch = undefined;
       if (this.#silent()) this.#again();
       else if (this.#socket) this.#watchOver();
-    }, SILENCE);
+    }, this.#silence);
   }
 
   #silent() {
-    return this.#now() - this.#heard >= SILENCE;
+    return this.#now() - this.#heard >= this.#silence;
   }
 
   #again() {
