@@ -22,7 +22,7 @@ _SEND_TIMEOUT: Final = 2.0  # seconds for all topics; a layer that hangs must no
 @lru_cache(maxsize=4096)
 def group_name(namespace: str, topic: str) -> str:
     """The channel-layer group of a topic. Any channel may join it and gets
-    `{"type": "ephemeral.events", "namespace", "topic", "epoch", "revision", "frames": [text, …], …}`.
+    `{"type": "ephemeral.events", "store", "namespace", "topic", "epoch", "revision", "frames": [text, …], …}`.
 
     Group names allow few characters and topics all, so the name is a digest. The length keeps
     `("a", "bc")` and `("ab", "c")` apart.
@@ -44,9 +44,9 @@ def find_layer(alias: str) -> BaseChannelLayer:
     return layer
 
 
-async def publish(layer: BaseChannelLayer, changes: Iterable[Change]) -> list[Exception]:
-    """Send the changes to their groups, in order within each topic. Never raises: what could not be sent is
-    returned, and every subscriber's process finds out by its beacon."""
+async def publish(layer: BaseChannelLayer, changes: Iterable[Change], store: str = "") -> list[Exception]:
+    """Send the changes to their groups, in order within each topic. `store` is the identity of the store that has
+    them. Never raises: what could not be sent is returned, and every subscriber's process finds out by its beacon."""
     topics: dict[Topic, list[Change]] = {}
     for change in changes:
         topics.setdefault(change.topic, []).append(change)
@@ -58,7 +58,7 @@ async def publish(layer: BaseChannelLayer, changes: Iterable[Change]) -> list[Ex
             break
         try:
             async with asyncio.timeout_at(until):
-                for message in encode_batches(its_changes):
+                for message in encode_batches(its_changes, store):
                     await layer.group_send(group_name(*topic), message)
         except Exception as error:
             failures.append(error)

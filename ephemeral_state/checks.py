@@ -119,7 +119,7 @@ def _misfits(store: Store | None, layer: BaseChannelLayer) -> Iterator[CheckMess
     if _is_a(store, _MEMORY_STORE) and not in_memory:
         yield Caution(
             f"the channel layer {type(layer).__name__} connects processes, but each keeps a memory store of its own: "
-            "a subscriber in another process starts from that process's entries",
+            "a subscriber sees what its own process keeps, and nothing of the others",
             hint=f"Set {SETTING}['BACKEND'] to {_REDIS_STORE!r}, unless one process serves everything.",
             id=_id("W001"),
         )

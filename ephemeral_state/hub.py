@@ -15,7 +15,19 @@ from .broadcast import group_name
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
-from .protocol import PLAIN, Batch, Event, Flow, Ref, Rest, as_batches, decode_batch, encode_welcome, peek_batch
+from .protocol import (
+    PLAIN,
+    Batch,
+    Event,
+    Flow,
+    Ref,
+    Rest,
+    as_batches,
+    decode_batch,
+    encode_welcome,
+    peek_batch,
+    peek_store,
+)
 from .replica import Replica
 from .state import Change, Entry, Revision, Snapshot, Topic
 from .stores.base import Store
@@ -62,6 +74,7 @@ class Hub:
         self._own: list[Change] = []
         self._nobody = Context()
         self._tally = tally()
+        self._has_heard_foreign = False
         self._hearing = log.Trouble(
             "hearing_trouble",
             f"the channel layer fails, retrying every {_RETRY} s: %(error)s",
@@ -275,7 +288,7 @@ class Hub:
         try:
             topic, last = peek_batch(message)
             feed = self._feeds.get(topic)
-            if feed is None:
+            if feed is None or self._is_foreign(peek_store(message)):
                 return
             feed.taken += 1
             if feed.replica.has_come_to(last):
@@ -289,6 +302,21 @@ class Hub:
             )
             return
         self._apply(feed, batch)
+
+    def _is_foreign(self, store: str) -> bool:
+        """Whether a message is of another store. One that does not say is of an earlier release, and believed."""
+        own = self._store.identity
+        if not store or not own or store == own:
+            return False
+        if not self._has_heard_foreign:
+            self._has_heard_foreign = True
+            log.warning(
+                "foreign_messages",
+                "the channel layer brings changes of another store, %(store)s, which are ignored: give each site a "
+                "prefix of its own in CHANNEL_LAYERS",
+                store=store,
+            )
+        return True
 
     def _apply(self, feed: _Feed, batch: Batch) -> None:
         before = feed.replica.revision

@@ -15,6 +15,7 @@ COUNTED: Final = (
     "clearing_failed",
     "comparing_trouble",
     "duty_ended",
+    "foreign_messages",
     "hearing_trouble",
     "lease_lost",
     "lease_trouble",

@@ -54,6 +54,7 @@ __all__ = [
     "flow",
     "peek_batch",
     "peek_ref",
+    "peek_store",
     "require_size",
 ]
 
@@ -605,9 +606,10 @@ class Batch(NamedTuple):
     events: Sequence[Event]
 
 
-def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def encode_batches(changes: Sequence[Change], store: str = "") -> list[dict[str, Any]]:
     """Group messages for changes of one topic in the order of their revisions, each of a size any channel layer
     carries. A message holds consecutive changes: where another process has written in between, the next begins.
+    `store` is the identity of the store that has them.
 
     Only text and numbers, since that is what every layer's serializer keeps as it is.
     """
@@ -622,6 +624,7 @@ def encode_batches(changes: Sequence[Change]) -> list[dict[str, Any]]:
                 {
                     "type": GROUP_MESSAGE_TYPE,
                     "version": _BATCH_VERSION,
+                    "store": store,
                     "namespace": change.topic.namespace,
                     "topic": change.topic.name,
                     "epoch": change.epoch,
@@ -665,6 +668,12 @@ def peek_batch(message: Mapping[str, Any]) -> tuple[Topic, Revision]:
         return Topic(str(message["namespace"]), str(message["topic"])), last
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InvalidFrame(f"group message cannot be read: {error}") from error
+
+
+def peek_store(message: Mapping[str, Any]) -> str:
+    """The identity of the store that has what the message says; empty for a message that does not tell, as those of
+    releases before this field."""
+    return str(message.get("store", ""))
 
 
 def decode_batch(message: Mapping[str, Any]) -> Batch:

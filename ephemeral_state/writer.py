@@ -117,7 +117,7 @@ class Writer:
                     await self._pausing.over()
                 changes, self._untold = self._untold, []
                 awaiting, self._awaiting = self._awaiting, []
-                failures = await publish(self._layer, changes)
+                failures = await publish(self._layer, changes, self._store.identity)
                 if failures:
                     self._layer_trouble.met(failures[0])
                 elif changes:

@@ -99,6 +99,31 @@ async def test_a_follower_gets_one_snapshot_and_then_the_stream(rig):
     assert client.frames[1]["key"] == "after"
 
 
+async def test_changes_of_another_store_are_ignored_and_said_once(rig, caplog):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    other = MemoryStore(Limits())
+    for n in range(3):
+        (outcome,) = await other.apply([Set("foreign", TOPIC, f"k{n}")])
+        await publish(rig.layer, outcome.changes, other.identity)
+    (outcome,) = await rig.store.apply([Set("c", TOPIC, "own")])
+    await publish(rig.layer, outcome.changes, rig.store.identity)
+    await until(lambda: len(client.frames) == 2)
+    assert owners(client) == {"own": "c"}
+    assert events(caplog) == ["foreign_messages"]
+
+
+async def test_a_message_of_an_earlier_release_that_names_no_store_is_believed(rig):
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    (outcome,) = await rig.store.apply([Set("c", TOPIC, "k")])
+    (message,) = encode_batches(outcome.changes)
+    del message["store"]
+    await rig.layer.group_send(group_name(*TOPIC), message)
+    await until(lambda: len(client.frames) == 2)
+    assert owners(client) == {"k": "c"}
+
+
 async def test_a_thousand_followers_read_the_store_once_and_join_the_group_once(rig):
     reads = 0
     snapshot = rig.store.snapshot

@@ -41,7 +41,7 @@ async def examine(
             break
         async for changes in checkup.repair(left):
             journal.note(changes)
-            untold |= bool(await publish(layer, changes))
+            untold |= bool(await publish(layer, changes, store.identity))
         left = await _confirmed(checkup)
         found |= dict.fromkeys(left)
     if untold:

@@ -101,6 +101,13 @@ class Store(ABC):
         self.limits = limits
 
     @property
+    def identity(self) -> str:
+        """Names the data that it keeps: the same in all processes that share it, another for all others. Changes say
+        which store they are of, since sites that do not share a store may share a channel layer. Empty: it cannot
+        tell, and changes that say nothing are believed."""
+        return ""
+
+    @property
     def moves(self) -> bool:
         """Whether another server may take its place while others still use the one before."""
         return False

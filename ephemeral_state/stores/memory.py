@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
+from uuid import uuid4
 
 from ..errors import EphemeralStateError, TooManyKeys
 from ..state import (
@@ -57,6 +58,7 @@ class MemoryStore(Store):
     def __init__(self, limits: Limits, clock: Callable[[], int] = time.monotonic_ns) -> None:
         """`clock` returns ns and never goes backwards."""
         super().__init__(limits)
+        self._identity = uuid4().hex
         self._clock = clock
         self._lock = threading.Lock()
         self._topics: dict[Topic, _Topic] = {}
@@ -68,6 +70,10 @@ class MemoryStore(Store):
         self._minutes: dict[int, Counter[str]] = {}
         self._recent: deque[tuple[int, Transition]] = deque(maxlen=KEPT_TRANSITIONS)
         self._owners: dict[str, Owner] = {}
+
+    @property
+    def identity(self) -> str:
+        return self._identity
 
     async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
         with self._lock:

@@ -97,6 +97,7 @@ class RedisStore(Store):
             raise NotConfigured(f"prefix must be text without braces, not {prefix!r:.80}")
         if not 0 < timeout < math.inf:
             raise NotConfigured(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        self._prefix = prefix
         self._roots = [f"{{{prefix}:{number}}}".encode() for number in range(partitions)]
         self._timeout = timeout
         self._clock = clock
@@ -106,6 +107,12 @@ class RedisStore(Store):
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Kept] = WeakKeyDictionary()
         self._inherited: list[object] = []
         self._tally = _Tally()
+
+    @property
+    def identity(self) -> str:
+        # Without the hosts: one process may know by its name what another one knows by its address.
+        databases = ",".join(str(host.get("db") or 0) for host in self._hosts)
+        return f"{self._prefix}/{len(self._roots)}/{databases}"
 
     @property
     def moves(self) -> bool:

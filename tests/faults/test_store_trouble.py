@@ -36,6 +36,7 @@ class Person:
     def __init__(self, name: str, websocket: Any) -> None:
         self.name = name
         self.view = View(ROOM, lost=True)
+        self.frames: list[dict[str, Any]] = []
         self._websocket = websocket
         self._sets = 0
         self._ref = 0
@@ -71,6 +72,7 @@ class Person:
         try:
             async for text in self._websocket:
                 frame = json.loads(text)
+                self.frames.append(dict(frame))
                 if "ref" in frame:
                     self._answers[frame.pop("ref")].set_result(frame)
                 if frame["_orama"] in ("ephemeral.set", "ephemeral.clear", "ephemeral.snapshot"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -11,6 +12,7 @@ from ephemeral_state.errors import NotConfigured, StoreUnavailable
 from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
 from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
+from tests.redis_server import RedisServer
 from tests.stores.world import ROOM, World, runs
 
 pytestmark = pytest.mark.redis
@@ -330,3 +332,32 @@ async def test_an_option_that_redis_py_does_not_know_is_named(redis_url):
     world = World(RedisStore(Limits(), hosts=[{"address": redis_url, "nonsense": 1}]), None)
     with pytest.raises(NotConfigured, match="nonsense"):
         await world.entries()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({}, {}, True),
+        ({"url": "redis://127.0.0.1:{port}"}, {"hosts": [("localhost", "{port}")]}, True),
+        ({"url": "redis://127.0.0.1:{port}"}, {"url": "redis://127.0.0.1:{port}/0"}, True),
+        ({"url": "redis://127.0.0.1:{port}/1"}, {"hosts": [{"host": "127.0.0.1", "port": "{port}", "db": "1"}]}, True),
+        ({"url": "redis://127.0.0.1:{port}/1"}, {"url": "redis://127.0.0.1:{port}/0"}, False),
+        ({"prefix": "one"}, {"prefix": "other"}, False),
+        ({"partitions": 2}, {"partitions": 3}, False),
+    ],
+)
+@runs
+async def test_stores_have_the_same_identity_if_they_share_what_they_keep(one, other, same):
+    with RedisServer() as server:
+
+        def store(options):
+            options = json.loads(json.dumps({"url": server.url} | options).replace("{port}", str(server.port)))
+            if "hosts" in options:
+                del options["url"]
+            return World(RedisStore(Limits(), **options), None)
+
+        first, second = store(one), store(other)
+        assert (first.store.identity == second.store.identity) is same
+        topics = [Topic("", f"t{n}") for n in range(8)]
+        await first.changes(*(Set("ann", topic, "k") for topic in topics))
+        assert all([await second.keys(topic) == ["k"] for topic in topics]) is same
