@@ -21,9 +21,7 @@ __all__ = ["Connection", "drop"]
 class Connection:
     """Belongs to one event loop. `client_id` is the consumer's channel name and owns what is set here."""
 
-    def __init__(
-        self, client_id: str, node: Node, delivery: Delivery, about: Mapping[str, object] | None = None
-    ) -> None:
+    def __init__(self, client_id: str, node: Node, delivery: Delivery, about: Mapping[str, str] | None = None) -> None:
         """`about`: what people may want to know of it, beside the time it began."""
         self.client_id = client_id
         self._node = node

@@ -45,7 +45,7 @@ from .protocol import (
     encode_welcome,
     flow,
 )
-from .revocation import REVOKE_MESSAGE_TYPE, join, leave, refresh_user, session_digest, user_group
+from .revocation import REVOKE_MESSAGE_TYPE, find_user_group, join, leave, refresh_user, session_digest
 from .state import UNTIL_DISCONNECT, Entry, Topic, UntilDisconnect
 
 __all__ = [
@@ -59,6 +59,8 @@ T = TypeVar("T")
 
 REVOKED: Final = 4403
 """The close code for a user who is gone: logged out, deactivated or deleted."""
+
+_LONGEST_ABOUT: Final = 255  # characters of a user's name or id that the admin is told
 
 # Of the process: all its connections meet it, and one line is enough.
 _no_users: Final = log.Trouble(
@@ -397,7 +399,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         self._followed: set[Topic] = set()
         self._claims = Claims(settings.max_keys_per_client, time.monotonic)
         self._ephemeral_connection()  # a project without a channel layer is to fail here, in the log
-        group = user_group(self.scope)
+        group = await find_user_group(self.scope)
         host, _ = self.scope.get("client") or (None, None)
         await self._gate.let_in(group or host)
         await self.accept()
@@ -613,13 +615,25 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         await self.close(code=REVOKED)
 
 
-def _about(scope: Any) -> dict[str, object]:
-    """Who it is, for the admin; nobody, if the database would have to be asked for it."""
+def _about(scope: Any) -> dict[str, str]:
+    """Names the user, for the admin; nobody, if the database would have to be asked for it."""
     try:
         user = scope["user"]
-        return {"user": user.get_username(), "user_id": str(user.pk)} if user.is_authenticated else {}
+        if not user.is_authenticated:
+            return {}
     except Exception:
         return {}
+    name = _shown(lambda: user.get_username()) or _shown(lambda: user)
+    return {"user": name, "user_id": _shown(lambda: user.pk)}
+
+
+def _shown(read: Callable[[], object]) -> str:
+    """As text that any store and page can take. What only people read must not end a connection: whatever it is, and
+    whatever the project's own code raises."""
+    try:
+        return str(read())[:_LONGEST_ABOUT].encode(errors="replace").decode()
+    except Exception:
+        return ""
 
 
 def _frame(text: str) -> Any:

@@ -55,7 +55,7 @@ class Lifecycle:
         ping_interval: float = 0,
         must_answer: bool = True,
         read_ahead: int = READ_AHEAD,
-        about: Callable[[], Mapping[str, object]] = dict,
+        about: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """`client_id` tells the consumer's channel name, once it has one. `dispatched`: the consumer wants to
         handle events itself, as messages out of `receive`. `ping_interval`: seconds of silence after which the client

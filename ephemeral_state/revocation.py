@@ -12,8 +12,9 @@ from channels.db import database_sync_to_async
 from channels.layers import BaseChannelLayer
 from django.apps import apps
 from django.conf import settings as django_settings
+from django.core.exceptions import SynchronousOnlyOperation, ValidationError
 from django.db import transaction
-from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete
+from django.db.models.signals import class_prepared, m2m_changed, post_delete, post_save, pre_delete
 from django.utils.crypto import constant_time_compare
 
 from . import log
@@ -21,10 +22,12 @@ from .background import wait
 from .broadcast import find_layer
 from .conf import Settings, get_settings
 from .errors import EphemeralStateError, NotConfigured, StoreUnavailable
+from .state import Topic
 
 __all__ = [
     "REVOKE_MESSAGE_TYPE",
     "connect_signals",
+    "find_user_group",
     "join",
     "leave",
     "refresh_user",
@@ -40,17 +43,22 @@ _MOST_MEMBERS: Final = 1000  # of a group of users; those of a larger one are fo
 
 async def revoke(users: Iterable[object], *, topic: str | None = None, session: str | None = None) -> None:
     """Let all connections of these users, given or by primary key, ask the policy again; with a `session`, end those
-    that came with it. Raises `StoreUnavailable` if the channel layer does not take the message."""
+    that came with it. Raises `ValueError` for what is no user, `StoreUnavailable` if the channel layer does not take
+    the message."""
+    await _revoke([_key(user) for user in users], topic=topic, session=session)
+
+
+async def _revoke(keys: Iterable[object], *, topic: str | None = None, session: str | None = None) -> None:
     message = {"type": REVOKE_MESSAGE_TYPE}
     if topic is not None:
-        message["topic"] = topic
+        message["topic"] = Topic("", topic).require().name
     if session is not None:
         message["session"] = session
     layer = find_layer(get_settings().channel_layer)
     try:
-        for user in users:
+        for key in keys:
             async with asyncio.timeout(_LAYER_TIMEOUT):
-                await layer.group_send(_group_name(getattr(user, "pk", user)), message)
+                await layer.group_send(_group_name(key), message)
     except Exception as error:
         raise StoreUnavailable("the channel layer does not answer") from error
 
@@ -58,14 +66,64 @@ async def revoke(users: Iterable[object], *, topic: str | None = None, session: 
 # The group
 
 
+async def find_user_group(scope: Any) -> str | None:
+    """`user_group`, also of a lazy user that the database has yet to be asked for."""
+    try:
+        return user_group(scope)
+    except SynchronousOnlyOperation:
+        return await database_sync_to_async(user_group)(scope)
+
+
 def user_group(scope: Any) -> str | None:
     """The channel-layer group of the connection's user; `None` if nobody is logged in."""
     user = scope.get("user")
-    return _group_name(user.pk) if user is not None and user.is_authenticated and hasattr(user, "pk") else None
+    return _group_name(_pk_of(user)) if _is_logged_in(user) and hasattr(user, "pk") else None
 
 
-def _group_name(user_id: object) -> str:
-    return "ephemeral.user." + hashlib.blake2b(str(user_id).encode(), digest_size=20).hexdigest()
+def _is_logged_in(user: Any) -> bool:
+    # Some projects put something of their own in the scope, which need not have Django's `is_authenticated`.
+    return user is not None and bool(getattr(user, "is_authenticated", False))
+
+
+def _group_name(key: object) -> str:
+    return "ephemeral.user." + hashlib.blake2b(str(key).encode(errors="surrogatepass"), digest_size=20).hexdigest()
+
+
+def _key(user: Any) -> object:
+    """The primary key of a user, or one that is given by itself. Raises `ValueError` for what is no user."""
+    if isinstance(user, type) or user is None:
+        raise ValueError(f"{user!r} is no user: give the user, or its primary key")
+    model = _user_model()
+    if not hasattr(user, "pk"):
+        return user if model is None else _as_key(user, model)
+    if not _is_logged_in(user) or user.pk is None:
+        raise ValueError(f"{user!r:.80} is no user that could be logged in, so it has no connections of its own")
+    return _pk_of(user)
+
+
+def _pk_of(user: Any) -> object:
+    """The primary key as the user model has it, also of a child model with a key of its own."""
+    model = _user_model()
+    return user._get_pk_val(model._meta) if model is not None and isinstance(user, model) else user.pk
+
+
+def _as_key(value: object, model: Any) -> object:
+    # As the model has it, since the group is named by its text: a UUID may be given with hyphens or without.
+    try:
+        return model._meta.pk.to_python(value)
+    except ValidationError as error:
+        raise ValueError(
+            f"{value!r:.80} is neither a user nor a primary key of {model._meta.label}: give the user itself"
+        ) from error
+
+
+def _user_model() -> Any:
+    """The project's user model; `None` if it has none."""
+    if not apps.is_installed("django.contrib.auth"):
+        return None
+    from django.contrib.auth import get_user_model
+
+    return get_user_model()
 
 
 async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
@@ -102,7 +160,7 @@ async def refresh_user(scope: Any) -> bool:
     """Load the connection's user again, with the rights it has now. False if it is gone: the session has ended, or
     the user was deactivated or deleted."""
     user = scope.get("user")
-    if user is None or not user.is_authenticated:
+    if not _is_logged_in(user):
         return True
     fresh = await database_sync_to_async(_load)(user, scope.get("session"))
     if fresh is None or not fresh.is_authenticated or fresh.pk != user.pk:
@@ -150,38 +208,73 @@ def connect_signals() -> None:
     """Listen to what changes the rights of users, where the project has users."""
     if not apps.is_installed("django.contrib.auth"):
         return
-    from django.contrib.auth import get_user_model
-    from django.contrib.auth.models import Group, Permission
+    from django.contrib.auth.models import Group
     from django.contrib.auth.signals import user_logged_out
 
-    model = get_user_model()
     user_logged_out.connect(_logged_out, dispatch_uid=_UID)
-    post_save.connect(_saved, sender=model, dispatch_uid=_UID)
-    post_delete.connect(_deleted, sender=model, dispatch_uid=_UID)
-    rights = {"groups": Group, "user_permissions": Permission}
-    for field in model._meta.many_to_many:
-        # A project's own users may have something else of this name, or nothing.
-        if field.name in rights and issubclass(field.related_model, rights[field.name]):
-            changed = functools.partial(_users_changed, field.name)
-            m2m_changed.connect(changed, sender=field.remote_field.through, weak=False, dispatch_uid=_UID)
-            if field.name == "groups":
-                m2m_changed.connect(_group_changed, sender=Group.permissions.through, dispatch_uid=_UID)
-                pre_delete.connect(_group_deleted, sender=Group, dispatch_uid=_UID)
+    for made in apps.get_models():
+        _listen_to(made)
+    class_prepared.connect(_model_made, dispatch_uid=_UID)
+    for field in _rights():
+        changed = functools.partial(_users_changed, field.name)
+        m2m_changed.connect(changed, sender=field.remote_field.through, weak=False, dispatch_uid=_UID)
+        if field.name == "groups":
+            m2m_changed.connect(_group_changed, sender=Group.permissions.through, dispatch_uid=_UID)
+
+
+def _rights() -> list[Any]:
+    """The fields of the user model that are Django's groups and permissions: a project's own users may have something
+    else of this name, or nothing."""
+    from django.contrib.auth.models import Group, Permission
+
+    kinds: dict[str, Any] = {"groups": Group, "user_permissions": Permission}
+    fields = _user_model()._meta.many_to_many
+    return [field for field in fields if field.name in kinds and issubclass(field.related_model, kinds[field.name])]
+
+
+def _model_made(sender: Any, **_: Any) -> None:
+    _listen_to(sender)
+
+
+def _listen_to(model: Any) -> None:
+    """A user, or a group, may be changed through any model that has its table: a proxy, a child, a parent. Not by one
+    receiver for all models, because Django deletes slowly what anybody listens to."""
+    from django.contrib.auth.models import Group
+
+    user_model = _user_model()
+    if _tables(model) & _tables(user_model):
+        post_save.connect(_saved, sender=model, dispatch_uid=_UID)
+    if issubclass(model, user_model):  # with a parent the user is deleted, too, as the model that it is
+        post_delete.connect(_deleted, sender=model, dispatch_uid=_UID)
+    if issubclass(model, Group) and any(field.name == "groups" for field in _rights()):
+        pre_delete.connect(_group_deleted, sender=model, dispatch_uid=_UID)
+
+
+def _tables(model: Any) -> set[Any]:
+    """The models whose tables have a part of it."""
+    return {each._meta.concrete_model for each in (model, *model._meta.get_parent_list())}
 
 
 def _logged_out(request: Any, user: Any, **_: Any) -> None:
     if user is not None:
-        _tell([user.pk], session=session_digest(getattr(request, "session", None)))
+        _tell([_pk_of(user)], session=session_digest(getattr(request, "session", None)))
 
 
-def _saved(instance: Any, created: bool, raw: bool, using: str, update_fields: Any, **_: Any) -> None:
-    # Every login saves the user, but for nothing that matters here.
-    if not created and not raw and not (update_fields and set(update_fields) <= {"last_login"}):
-        _tell([instance.pk], using=using)
+def _saved(sender: Any, instance: Any, created: bool, raw: bool, using: str, update_fields: Any, **_: Any) -> None:
+    model = _user_model()
+    # Every login saves the user, but for nothing that matters here. A new child may be of a user that was there.
+    is_new = created and sender._meta.concrete_model is model._meta.concrete_model
+    if is_new or raw or (update_fields and set(update_fields) <= {"last_login"}):
+        return
+    if isinstance(instance, model):
+        _tell([_pk_of(instance)], using=using)
+        return
+    for shared in _tables(sender) & _tables(model):
+        _tell_all_with(using, **{shared._meta.pk.name: instance._get_pk_val(shared._meta)})
 
 
 def _deleted(instance: Any, using: str, **_: Any) -> None:
-    _tell([instance.pk], using=using)
+    _tell([_pk_of(instance)], using=using)
 
 
 # What is about to be cleared or deleted is told of too: inside of Django's own transaction, so it is sent after it.
@@ -194,7 +287,7 @@ def _users_changed(
     """Of the groups or permissions of users."""
     if action in _ACTIONS:
         if not reverse:
-            _tell([instance.pk], using=using)
+            _tell([_pk_of(instance)], using=using)
         elif pk_set is None:  # all of them
             _tell_all_with(using, **{relation: instance.pk})
         else:
@@ -213,15 +306,15 @@ def _group_changed(instance: Any, action: str, reverse: bool, pk_set: Any, using
 
 
 def _group_deleted(instance: Any, using: str, **_: Any) -> None:
-    _tell_all_with(using, groups=instance.pk)
+    from django.contrib.auth.models import Group
+
+    _tell_all_with(using, groups=instance._get_pk_val(Group._meta))
 
 
 def _tell_all_with(using: str, **what: object) -> None:
     """From the users' side: what it is called on the other one is up to the project."""
     if _is_on():
-        from django.contrib.auth import get_user_model
-
-        users = get_user_model()._default_manager.using(using).filter(**what).order_by()
+        users = _user_model()._default_manager.using(using).filter(**what).order_by()
         _tell(users.values_list("pk", flat=True).distinct()[:_MOST_MEMBERS], using=using)
 
 
@@ -254,7 +347,7 @@ _telling: set[asyncio.Task[None]] = set()
 
 async def _try_to_revoke(users: Iterable[object], session: str | None) -> None:
     try:
-        await revoke(users, session=session)
+        await _revoke(users, session=session)
     except EphemeralStateError as error:
         log.warning(
             "revocation_untold",

@@ -17,13 +17,16 @@ from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
 from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
-from django.contrib.auth.models import Group, Permission, User
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.db import transaction
+from django.db.models.signals import post_delete, pre_delete
 from django.test import Client as Browser
+from django.test.utils import isolate_apps
+from django.utils.functional import SimpleLazyObject
 
 from ephemeral_state import api, background, consumers
 from ephemeral_state.consumers import EphemeralStateConsumer
-from ephemeral_state.errors import StoreUnavailable
+from ephemeral_state.errors import NameInvalid, NameRequired, StoreUnavailable
 from ephemeral_state.policy import Policy, TopicPermissions
 from ephemeral_state.tally import totals
 
@@ -491,7 +494,117 @@ def test_whatever_users_a_project_has_its_groups_can_be_changed(model: str, sett
         assert asked == {act: 1 for act in seen if act.startswith(("group.p", "permission.g")) or act in ASKING}
 
 
-ASKING = ("group.delete", "group.members.clear", "permission.holders.clear")
+ASKING = ("crew.delete", "group.delete", "group.members.clear", "permission.holders.clear")
+
+
+def test_users_are_heard_of_through_every_model_of_their_table() -> None:
+    command = [sys.executable, "-W", "error", "-m", "tests.people", "Heir", json.dumps(BY_ONE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    told = {act: sorted(set(names)) for act, (names, _) in json.loads(done.stdout).items()}
+    assert told == {
+        "parent.save": ["bob"],
+        "proxy.save": ["bob"],
+        "proxy.save of a login": [],
+        "proxy.create": [],
+        "child.save": ["young"],
+        "neighbour.create": ["bob"],
+        "neighbour.save": ["bob"],
+        "proxy.delete": ["carl"],
+        "child.delete": ["young"],
+        "parent.delete": ["ann"],
+    }
+
+
+@isolate_apps("tests")
+async def test_a_user_who_is_deactivated_through_a_proxy_that_came_late_is_sent_away_at_once() -> None:
+    class Person(User):
+        class Meta:
+            proxy = True
+            app_label = "tests"
+
+    user = await ann("view_user", "change_user")
+
+    def deactivate() -> None:
+        person = Person.objects.get(pk=user.pk)
+        person.is_active = False
+        person.save()
+
+    async with connected(peer_of(await login(user)), put("room:1", "mine")) as peer:
+        await in_db(deactivate)
+        await until(lambda: closed_with(peer))
+        assert closed_with(peer) == [4403]
+
+
+def test_no_other_model_is_deleted_more_slowly_because_users_are_listened_to() -> None:
+    assert pre_delete.has_listeners(Group)
+    assert post_delete.has_listeners(User)
+    assert not any(signal.has_listeners(Permission) for signal in (pre_delete, post_delete))
+
+
+async def test_a_connection_of_a_proxy_of_the_user_is_the_users() -> None:
+    with isolate_apps("tests"):
+
+        class Person(User):
+            class Meta:
+                proxy = True
+                app_label = "tests"
+
+    user = await ann("view_user", "change_user")
+    person = await in_db(lambda: Person.objects.get(pk=user.pk))
+    async with connected(peer_with(person), put("room:1", "mine")) as peer:
+        await in_db(lambda: (setattr(user, "is_active", False), user.save()))
+        await until(lambda: closed_with(peer))
+        assert closed_with(peer) == [4403]
+
+
+NO_USERS = {
+    "nobody": None,
+    "somebody who is not logged in": AnonymousUser(),
+    "a user who was never saved": User(username="new"),
+    "a name": "ann",
+    "several": [1, 2],
+    "a model": User,
+    "another model's instance": Group(pk=1),
+}
+
+
+@pytest.mark.parametrize("user", NO_USERS.values(), ids=NO_USERS)
+async def test_what_is_no_user_cannot_be_revoked(user: object) -> None:
+    with pytest.raises(ValueError, match="user"):
+        await api.arevoke(user)
+    with pytest.raises(ValueError, match="user"):
+        await in_db(lambda: api.revoke(user))
+
+
+async def test_the_topic_of_a_revocation_is_a_name() -> None:
+    with pytest.raises(NameRequired):
+        await api.arevoke(1, "")
+    with pytest.raises(NameInvalid):
+        await api.arevoke(1, 7)  # type: ignore[arg-type]
+
+
+async def test_a_users_key_may_be_given_as_text() -> None:
+    user = await ann("view_user", "change_user")
+    async with Messages(user) as messages:
+        await api.arevoke(str(user.pk))
+        assert await messages.count() == 1
+
+
+async def test_a_lazy_user_is_looked_up_before_its_group_is_joined() -> None:
+    user = await ann("view_user", "change_user")
+    lazy = SimpleLazyObject(lambda: User.objects.get(pk=user.pk))
+    async with connected(peer_with(lazy), put("room:1", "mine")) as peer:
+        await in_db(lambda: (setattr(user, "is_active", False), user.save()))
+        await until(lambda: closed_with(peer))
+
+
+async def test_a_scope_whose_user_is_none_of_djangos_is_nobodys(settings: Any) -> None:
+    settings.EPHEMERAL_STATE = {"POLICY": "tests.test_revocation.Moody", "RECHECK_INTERVAL": 0.05}
+    async with connected(peer_with({"id": 7}), put("room:1", "mine")) as peer:
+        before = Moody.asked
+        await until(lambda: Moody.asked >= before + 2)
+        assert closed_with(peer) == []
 
 
 async def test_a_logout_does_not_fail_when_nobody_can_be_told(

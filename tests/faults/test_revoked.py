@@ -97,7 +97,13 @@ async def test_revoked_rights_reach_a_socket_of_another_process_at_once(
         await do("prepare")
         with Server(settings, application="users") as server:
             watcher = await Person.come(server, await do("hire", "watcher"))
-            for act, ends in {"log out": True, "deactivate": True, "take rights": False, "revoke": False}.items():
+            for act, ends in {
+                "log out": True,
+                "deactivate": True,
+                "deactivate by proxy": True,
+                "take rights": False,
+                "revoke": False,
+            }.items():
                 person = await Person.come(server, await do("hire", act))
                 await person.say("set", topic="room", key=act)
                 await watcher.hears("ephemeral.set", key=act)
@@ -137,6 +143,16 @@ class Office:
         key: str = self._browser.session.session_key
         return key
 
+    def _proxy(self) -> Any:
+        from django.contrib.auth.models import User
+
+        class Person(User):
+            class Meta:
+                proxy = True
+                app_label = "auth"
+
+        return Person
+
     def _end(self, act: str, name: str) -> None:
         from django.contrib.auth.models import User
 
@@ -148,6 +164,10 @@ class Office:
         elif act == "deactivate":
             user.is_active = False
             user.save()
+        elif act == "deactivate by proxy":
+            person = self._proxy().objects.get(username=name)
+            person.is_active = False
+            person.save()
         elif act == "take rights":
             user.user_permissions.clear()
         else:

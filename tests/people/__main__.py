@@ -29,10 +29,12 @@ def changes() -> dict[str, tuple[list[str], int]]:
 
     from ephemeral_state.revocation import user_group
 
+    from .models import HeirByProxy, Human, Neighbour, Youngest
+
     told: list[str] = []
 
     async def send(layer: InMemoryChannelLayer, group: str, message: dict[str, str]) -> None:
-        told.append(names[group])
+        told.append(names.get(group, "a stranger"))
 
     InMemoryChannelLayer.group_send = send
     users = get_user_model()
@@ -50,6 +52,13 @@ def changes() -> dict[str, tuple[list[str], int]]:
         "user.save": lambda: bob.save(),
     }
     if users.__name__ == "Member":
+
+        class Crew(Group):
+            class Meta:
+                proxy = True
+                app_label = "people"
+
+        crew = Crew.objects.create(name="crew")
         acts = {
             "user.groups.add": lambda: ann.groups.add(group),
             "group.members.clear": lambda: group.members.clear(),
@@ -57,7 +66,24 @@ def changes() -> dict[str, tuple[list[str], int]]:
             "group.members.add again": lambda: group.members.add(ann),
             "permission.holders.add": lambda: permission.holders.add(ann),
             "permission.holders.clear": lambda: permission.holders.clear(),
+            "crew.members.add": lambda: crew.members.add(ann),
+            "crew.delete": lambda: crew.delete(),
             **acts,
+        }
+    if users.__name__ == "Heir":
+        young, carl = Youngest.objects.create(name="young", number=99), users.objects.create(name="carl")
+        names |= {user_group({"user": user}): user.name for user in (young, carl)}
+        acts = {
+            "parent.save": lambda: Human.objects.get(name="bob").save(),
+            "proxy.save": lambda: HeirByProxy.objects.get(name="bob").save(),
+            "proxy.save of a login": lambda: HeirByProxy.objects.get(name="bob").save(update_fields=["last_login"]),
+            "proxy.create": lambda: HeirByProxy.objects.create(name="new"),
+            "child.save": lambda: young.save(),
+            "neighbour.create": lambda: Neighbour.objects.create(human_ptr=bob.human_ptr, name="bob", password=""),
+            "neighbour.save": lambda: Neighbour.objects.get().save(),
+            "proxy.delete": lambda: HeirByProxy.objects.get(name="carl").delete(),
+            "child.delete": lambda: young.delete(),
+            "parent.delete": lambda: Human.objects.get(name="ann").delete(),
         }
     seen = {}
     for name, act in acts.items():
