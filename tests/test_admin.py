@@ -72,6 +72,14 @@ class Deaf(DownStore):
     browses = False
 
 
+class Away(Deaf):
+    async def entry(self, topic, key):
+        raise StoreUnavailable("no answer from <redis> within 2 s")
+
+    async def topics(self, **_):
+        raise StoreUnavailable("no answer from <redis> within 2 s")
+
+
 class Room(EphemeralStateMixin, AsyncJsonWebsocketConsumer):
     async def connect(self):
         await self.accept()
@@ -703,7 +711,7 @@ def _owned():
 def test_owners_are_shown_with_their_user_and_age_and_the_list_is_filtered_by_them(viewer):
     html = page(viewer)
     assert re.findall(r'field-user">(?:<a [^>]*>)?<bdi>(.*?)</bdi>', html) == ["Zoé &lt;b&gt;", ""]
-    assert re.search(r'field-age nowrap" data-age="7\d">1 min<', html)
+    assert re.search(r'field-age nowrap" data-age="7\d" data-ticks>1 min<', html)
     assert keys(page(viewer, user="Zoé <b>")) == ["a"]
     assert keys(page(viewer, process="n1")) == ["a", "b"]
     assert "0 live entries" in page(viewer, process="n2")
@@ -759,7 +767,7 @@ def test_the_page_of_an_entry_tells_its_last_transitions_also_when_it_is_gone(vi
     assert re.search(r"Owner</th><td><bdi>bob</bdi>", html)
     api.clear("room", "k")
     html = entry(viewer, "", "room", "k", "ann").content.decode()
-    assert "This entry is gone." in html
+    assert "This entry is gone: explicit." in html
     assert re.findall(r"kind-(\w+)\"", html) == ["explicit", "set", "set"]
     assert re.findall(r"<td><bdi>(ann|bob)</bdi></td>", html) == ["bob", "bob", "ann"]
     assert re.findall(r">([a-z: ]+)</span>(?: from <bdi>(\w+)</bdi>)?</td>", html) == [
@@ -907,6 +915,27 @@ def test_each_act_takes_its_own_permission(action):
     assert entry(client, "", "room", "k", "ann", **data).status_code == 403
     assert set(live("room")) == {"k"}
     assert not LogEntry.objects.exists()
+
+
+@pytest.mark.django_db
+def test_the_part_of_each_page_that_changes_is_had_alone_and_a_store_that_is_away_is_told(viewer, settings):
+    api.set("room", "k", client="ann")
+    one = f"{URL}entry/?{urlencode({'id': Identity('', 'room', 'k', 'ann').token()})}"
+    urls = [URL + "live/", one + "&live=1", URL + "overview/?live=1"]
+    assert f'data-live="{one.removeprefix(URL + "entry/")}&amp;live=1"' in page(viewer, one)
+    for url in urls:
+        html = page(viewer, url)
+        assert "room" in html
+        assert "<html" not in html
+    api.clear("room", "k")
+    assert "This entry is gone: explicit." in page(viewer, urls[1])
+    settings.EPHEMERAL_STATE = {"BACKEND": "tests.test_admin.Away"}
+    for url in urls:
+        assert page(viewer, url, 503) == "the store cannot be read: no answer from <redis> within 2 s"
+    for url in (URL, one, URL + "overview/"):  # and the page goes on asking
+        html = page(viewer, url, 503)
+        assert "The store cannot be read: no answer from &lt;redis&gt; within 2 s" in html
+        assert "data-live=" in html
 
 
 # The overview

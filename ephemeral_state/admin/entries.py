@@ -12,6 +12,7 @@ from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseNotModified, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.http import urlencode
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
@@ -108,7 +109,7 @@ class EntryAdmin(_ModelAdmin):
         try:
             found = wait(lambda: find(filters, cursor))
         except EphemeralStateError as error:
-            return HttpResponse(str(error), status=503, content_type="text/plain")
+            return _unreadable(error)
         except ValueError:
             return HttpResponse("no such page", status=410, content_type="text/plain")
         mark = tag(found.rows, bool(found.cursor), self._may(request, _CLEAR))
@@ -147,6 +148,8 @@ class EntryAdmin(_ModelAdmin):
         try:
             facts = wait(lambda: entry_page(identity))
         except EphemeralStateError as error:
+            if "live" in request.GET:
+                return _unreadable(error)
             fault = str(error)
         context = {
             "title": f"Live entry {printable(identity.key, NAME_LENGTH)}",
@@ -157,7 +160,10 @@ class EntryAdmin(_ModelAdmin):
             "may_disconnect": self._may(request, _DISCONNECT),
             "default_code": _DEFAULT_CODE,
             "topic_url": short(Filters(identity.namespace, identity.topic).url()),
+            "live_url": "?" + urlencode({"id": request.GET["id"], "live": "1"}),
         }
+        if "live" in request.GET:
+            return self._fragment(request, "entry_live", "", context)
         return self._render(request, "entry", context, status=503 if fault else 200)
 
     # The overview
@@ -170,8 +176,10 @@ class EntryAdmin(_ModelAdmin):
         try:
             facts = wait(overview)
         except EphemeralStateError as error:
+            if "live" in request.GET:
+                return _unreadable(error)
             fault = str(error)
-        if "live" in request.GET and not fault:
+        if "live" in request.GET:
             return self._fragment(request, "overview_live", "", facts)
         context = {"title": "Ephemeral state now", "fault": fault, **facts}
         return self._render(request, "overview", context, status=503 if fault else 200)
@@ -369,6 +377,11 @@ class EntryAdmin(_ModelAdmin):
             {**common, **context, **(extra_context or {})},
             status=status,
         )
+
+
+def _unreadable(error: EphemeralStateError) -> HttpResponse:
+    """For a page that is open already: it shows the text beside what it has."""
+    return HttpResponse(f"the store cannot be read: {error}", status=503, content_type="text/plain")
 
 
 def _active(filters: Filters) -> list[dict[str, str]]:

@@ -160,7 +160,8 @@ class EntryPage(NamedTuple):
     """`None`: it is gone."""
     kind: str
     payload: str
-    connected: str
+    gone: str
+    """Why it is gone, where that is remembered."""
     lease: dict[str, Any] | None
     transitions: Sequence[dict[str, Any]]
 
@@ -175,11 +176,12 @@ async def entry_page(identity: Identity) -> EntryPage:
     names = _names(found)
     transitions = _transitions(history.transitions, names, shared=store.shared)
     if entry is None:
-        return EntryPage(None, "", "", "", None, transitions)
+        latest = history.transitions[0] if history.transitions else None
+        return EntryPage(None, "", "", (latest and latest.reason) or "", None, transitions)
     owner = (await store.owners([entry.client_id])).get(entry.client_id)
     row = _row(entry, owner, names, shared=store.shared)
     lease = next((_lease(each) for each in found if owner is not None and each.node == owner.node), None)
-    return EntryPage(row, *payload_pretty(entry.payload), row["age"], lease, transitions)
+    return EntryPage(row, *payload_pretty(entry.payload), "", lease, transitions)
 
 
 def _transitions(

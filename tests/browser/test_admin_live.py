@@ -111,6 +111,90 @@ async def test_disconnecting_an_owner_closes_its_socket_with_the_code(demo: Demo
             await expect(page.locator(".ephemeral-gone")).to_be_visible()
 
 
+async def test_the_page_of_an_entry_keeps_up_until_the_entry_is_gone_and_says_why(demo: DemoProcess) -> None:
+    url = f"{LIST}?q=demo:one"
+    async with (
+        chromium() as browser,
+        owning(demo, "demo:one") as successor,
+        owning(demo, "demo:one") as owner,
+        logged_in(browser, demo, url) as page,
+    ):
+        await owner.set("mine", {"n": 1}, ttl_ms=90_000)
+        await page.click("tr[data-id] .field-key a")
+        facts, left = page.locator(".ephemeral-facts"), page.locator(".ephemeral-left")
+        await expect(facts).to_contain_text('"n": 1')
+        await page.evaluate("window.untouched = true")
+        code = page.locator("[name=code]")
+        await code.fill("4321")
+        bar = float(await page.locator("progress").evaluate("bar => bar.value"))
+        await page.wait_for_function("before => document.querySelector('progress').value < before - 500", arg=bar)
+        await owner.set("mine", {"n": 2}, ttl_ms=None)
+        await expect(facts).to_contain_text('"n": 2')
+        await expect(left).to_have_text("until disconnect")
+        await expect(page.locator("progress")).to_have_count(0)
+        # Another client takes it over: from now on that one is asked for.
+        await successor.set("mine", {"n": 3}, ttl_ms=None)
+        await expect(facts).to_contain_text('"n": 3')
+        await expect(page.locator(".kind-set", has_text="taken over")).to_have_count(1)
+        await owner.set("mine", {"n": 4}, ttl_ms=None)
+        await expect(facts).to_contain_text('"n": 4')
+        # What was typed stays, and so does the cursor in it.
+        await expect(code).to_have_value("4321")
+        await expect(code).to_be_focused()
+        await owner.socket.close()
+        await expect(page.locator(".ephemeral-gone")).to_have_text("This entry is gone: disconnect.")
+        await expect(page.locator("#content button")).to_have_count(0)
+        await expect(facts).not_to_contain_text("until disconnect")
+        await successor.set("mine", {"n": 5}, ttl_ms=1500)
+        await expect(facts).to_contain_text('"n": 5')
+        await expect(page.locator(".ephemeral-gone")).to_have_text("This entry is gone: expired.")
+        assert await page.evaluate("window.untouched")
+
+
+async def test_clearing_from_a_page_that_has_kept_up_clears_the_owner_that_it_shows(demo: DemoProcess) -> None:
+    async with chromium() as browser, owning(demo, "demo:two") as owner, owning(demo, "demo:two") as successor:
+        await owner.set("mine", 1, ttl_ms=None)
+        async with logged_in(browser, demo, f"{LIST}?q=demo:two") as page:
+            await page.click("tr[data-id] .field-key a")
+            await successor.set("mine", 2, ttl_ms=None)
+            await expect(page.locator(".ephemeral-payload")).to_have_text("2")
+            await page.click("text=Clear this entry")
+            await page.click("text=Yes, I’m sure")
+            await successor.hears(_orama="ephemeral.clear", key="mine", reason="explicit")
+
+
+@pytest.mark.parametrize("url", ["?q=demo:old", "overview/", "entry"])
+async def test_a_page_that_is_old_says_so_and_why(demo: DemoProcess, url: str) -> None:
+    async with chromium() as browser, owning(demo, "demo:old") as owner:
+        await owner.set("mine", 1, ttl_ms=None)
+        async with logged_in(browser, demo, f"{LIST}{'?q=demo:old' if url == 'entry' else url}") as page:
+            if url == "entry":
+                await page.click("tr[data-id] .field-key a")
+            status = page.locator(".ephemeral-status")
+            await expect(page.locator("[data-live]")).to_be_visible()
+            await expect(status).to_be_empty()
+            await page.context.set_offline(True)
+            await expect(status).to_have_text("Not up to date: the server does not answer.")
+            await expect(page.locator(".ephemeral-stale")).to_be_visible()
+            await page.context.set_offline(False)
+            await expect(status).to_be_empty()
+            await expect(page.locator(".ephemeral-stale")).to_have_count(0)
+            await page.context.clear_cookies()
+            await expect(status).to_have_text("Not up to date: you are logged out, or may not look any more.")
+
+
+async def test_the_focus_stays_where_it_is_while_the_overview_keeps_up(demo: DemoProcess) -> None:
+    async with chromium() as browser, owning(demo, "demo:focus") as owner:
+        await owner.set("mine", 1, ttl_ms=None)
+        async with logged_in(browser, demo, f"{LIST}overview/") as page:
+            link = page.locator("section", has_text="Busiest topics").locator("a", has_text="demo:focus")
+            await link.focus()
+            for n in range(3):
+                await owner.set(f"another {n}", n)
+                await expect(page.locator(".ephemeral-table").last).to_contain_text(f"another {n}")
+            await expect(link).to_be_focused()
+
+
 async def test_who_may_only_look_has_no_buttons_and_is_refused(demo: DemoProcess) -> None:
     async with chromium() as browser, owning(demo, "demo:look") as owner:
         await owner.set("mine", "x", ttl_ms=None)

@@ -1,10 +1,11 @@
 // Keeps the admin's pages up to date without a reload: asks for the part that changes, and changes only what differs, so
-// that selection, focus and scrolling stay. Without it the pages are plain lists.
+// that selection, focus and scrolling stay. Without it the pages are plain pages.
 
-const EVERY = 1500; // ms
+const EVERY = 1500; // ms between two requests
+const PATIENCE = 10_000; // ms without an answer after which the page says that it is old
 const now = () => performance.now();
-const ends = new WeakMap(); // row → when its entry expires
-const began = new WeakMap(); // cell → when its connection began
+const ends = new WeakMap(); // [data-left] → when its entry expires
+const began = new WeakMap(); // [data-age] → when its connection began
 
 function text(ms) {
     const seconds = Math.max(0, ms) / 1000;
@@ -17,11 +18,11 @@ function ago(seconds) {
     return `${Math.max(0, Math.floor(seconds))} s`;
 }
 
-function note(row) {
-    const age = row.querySelector("[data-age]");
-    if (age) began.set(age, now() - 1000 * Number(age.dataset.age));
-    if (row.dataset.left === undefined) ends.delete(row);
-    else ends.set(row, now() + Number(row.dataset.left));
+// The times in it are true now, and count on from now.
+function note(place) {
+    const found = (selector) => [...(place.matches(selector) ? [place] : []), ...place.querySelectorAll(selector)];
+    for (const each of found("[data-left]")) ends.set(each, now() + Number(each.dataset.left));
+    for (const each of found("[data-age]")) began.set(each, now() - 1000 * Number(each.dataset.age));
 }
 
 function tick() {
@@ -40,54 +41,53 @@ function tick() {
     }
 }
 
-// Rows that stay keep their elements; cells that are the same keep theirs.
-function updateRow(row, fresh) {
-    for (const [index, cell] of [...fresh.cells].entries()) {
-        const old = row.cells[index];
-        if (!old) continue;
-        if (cell.classList.contains("action-checkbox")) {
-            old.firstElementChild.value = cell.firstElementChild.value; // of a new owner it has another token
-        } else if (cell.classList.contains("field-time_left") && row.dataset.left !== undefined && fresh.dataset.left !== undefined) {
-            // counts down by itself
-        } else if (cell.dataset.age !== undefined) {
-            old.dataset.age = cell.dataset.age;
-        } else if (old.innerHTML !== cell.innerHTML) {
-            old.innerHTML = cell.innerHTML;
-            old.className = cell.className;
-        }
-        if (old.title !== cell.title) old.title = cell.title;
-    }
-    if (fresh.dataset.left === undefined) delete row.dataset.left;
-    else row.dataset.left = fresh.dataset.left;
-    note(row);
-}
-
-function updateRows(place, html) {
-    const template = document.createElement("template");
-    template.innerHTML = html;
-    const fresh = template.content.querySelector("tbody"), body = place.querySelector("tbody");
-    const headed = place.querySelectorAll("thead th").length === template.content.querySelectorAll("thead th").length;
-    if (!fresh || !body || !headed) {
-        place.replaceChildren(template.content);
-        place.querySelectorAll("tr[data-id]").forEach(note);
-        count();
+// Make `old` like `fresh`. Elements that stay keep their focus, what was typed into them, and whether they are open.
+function morph(old, fresh) {
+    if (old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
+        old.replaceWith(fresh);
         return;
     }
-    const known = new Map([...body.rows].map((row) => [row.dataset.id, row]));
-    let at = body.firstElementChild;
-    for (const row of [...fresh.rows]) {
-        const old = known.get(row.dataset.id);
-        known.delete(row.dataset.id);
-        if (old) updateRow(old, row);
-        const element = old ?? row;
-        if (!old) note(row);
-        if (element === at) at = at.nextElementSibling;
-        else body.insertBefore(element, at);
+    if (!(old instanceof Element)) {
+        if (old.data !== fresh.data) old.data = fresh.data;
+        return;
     }
-    for (const gone of known.values()) gone.remove();
-    const pages = place.querySelector(".paginator"), other = template.content.querySelector(".paginator");
-    if (pages.innerHTML !== other.innerHTML) pages.replaceWith(other);
+    for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    const counts = old.hasAttribute("data-ticks") && fresh.hasAttribute("data-ticks"); // by itself
+    for (const { name, value } of fresh.attributes) {
+        if (old.getAttribute(name) !== value && !(counts && old instanceof HTMLProgressElement)) old.setAttribute(name, value);
+    }
+    if (!counts) morphChildren(old, fresh);
+}
+
+function morphChildren(old, fresh) {
+    const wanted = [...fresh.childNodes]; // some of them move into `old`
+    for (const [index, child] of wanted.entries()) {
+        if (index < old.childNodes.length) morph(old.childNodes[index], child);
+        else old.append(child);
+    }
+    while (old.childNodes.length > wanted.length) old.lastChild.remove();
+}
+
+function update(place, html) {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    const fresh = template.content.querySelector("#result_list tbody"), body = place.querySelector("#result_list tbody");
+    if (fresh && body) orderRows(body, fresh);
+    morphChildren(place, template.content);
+    note(place);
+    tick();
     count();
+}
+
+// A row that stays keeps its element, wherever it stands then.
+function orderRows(body, fresh) {
+    const known = new Map([...body.rows].map((row) => [row.dataset.id, row]));
+    const rows = [...fresh.rows].map((row) => known.get(row.dataset.id) ?? row.cloneNode(true));
+    const stay = new Set(rows);
+    for (const row of [...body.rows]) if (!stay.has(row)) row.remove();
+    for (const [index, row] of rows.entries()) if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null);
+    for (const child of [...body.childNodes]) if (child.nodeType === Node.TEXT_NODE) child.remove();
+    for (const child of [...fresh.childNodes]) if (child.nodeType === Node.TEXT_NODE) child.remove();
 }
 
 // Not by Django's own script: it knows the rows that were there when the page was loaded.
@@ -97,7 +97,8 @@ function count() {
     const boxes = [...document.querySelectorAll("input.action-select")];
     for (const box of boxes) box.closest("tr").classList.toggle("selected", box.checked);
     const selected = boxes.filter((box) => box.checked).length;
-    counter.textContent = `${selected} of ${boxes.length} selected`;
+    const words = `${selected} of ${boxes.length} selected`;
+    if (counter.textContent !== words) counter.textContent = words;
     const all = document.querySelector("#action-toggle");
     if (all) all.checked = boxes.length > 0 && selected === boxes.length;
 }
@@ -109,42 +110,37 @@ document.addEventListener("change", (event) => {
     if (event.target.matches("#action-toggle, .action-select")) count();
 });
 
-function updateOverview(place, html) {
-    const open = [...place.querySelectorAll("details[open]")].map((each) => each.id);
-    const template = document.createElement("template");
-    template.innerHTML = html;
-    for (const id of open) template.content.getElementById(id)?.setAttribute("open", "");
-    for (const [index, part] of [...template.content.children].entries()) {
-        const old = place.children[index];
-        if (!old) place.append(part.cloneNode(true));
-        else if (!old.isEqualNode(part)) old.replaceWith(part.cloneNode(true));
-    }
-    while (place.children.length > template.content.children.length) place.lastElementChild.remove();
+// An empty reason: what is shown is true.
+function say(place, reason) {
+    place.classList.toggle("ephemeral-stale", reason !== "");
+    const status = document.querySelector(".ephemeral-status"), words = reason && `Not up to date: ${reason}.`;
+    if (status.textContent !== words) status.textContent = words;
 }
 
-async function follow(place, update) {
+async function follow(place) {
     let mark = "";
     for (;;) {
         await new Promise((resolve) => setTimeout(resolve, EVERY));
         if (document.hidden) continue;
         try {
-            const answer = await fetch(place.dataset.url, { headers: mark ? { "If-None-Match": mark } : {}, cache: "no-store" });
-            if (answer.redirected || answer.status === 403 || answer.status === 410) break; // logged out, or no such page
+            const headers = mark ? { "If-None-Match": mark } : {};
+            const answer = await fetch(place.dataset.live, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+            if (answer.redirected || answer.status === 403) return say(place, "you are logged out, or may not look any more");
+            if (answer.status === 410) return say(place, "there is no such page any more");
             if (answer.ok) {
-                mark = answer.headers.get("ETag") ?? "";
                 update(place, await answer.text());
+                mark = answer.headers.get("ETag") ?? "";
             }
-            place.classList.toggle("ephemeral-stale", !answer.ok && answer.status !== 304);
+            if (answer.ok || answer.status === 304) say(place, "");
+            else say(place, answer.status === 503 ? await answer.text() : `the server answers with an error, ${answer.status}`);
         } catch {
-            place.classList.add("ephemeral-stale"); // the server does not answer: what is shown is old
+            say(place, "the server does not answer");
         }
     }
-    place.classList.add("ephemeral-stale");
 }
 
-document.querySelectorAll("tr[data-id]").forEach(note);
+note(document.documentElement);
 count();
-const list = document.querySelector("#ephemeral-live[data-url]"), overview = document.querySelector("#ephemeral-overview");
-if (list) follow(list, updateRows);
-if (overview) follow(overview, updateOverview);
+const live = document.querySelector("[data-live]");
+if (live) follow(live);
 setInterval(tick, 200);
