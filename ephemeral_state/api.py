@@ -13,10 +13,12 @@ import hashlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, Final
 
+from channels.layers import BaseChannelLayer
 from django.db import transaction
 
 from .background import wait
-from .errors import InvalidTTL, StoreUnavailable
+from .broadcast import tell_all_layers
+from .errors import InvalidTTL
 from .hold import Held
 from .node import current
 from .protocol import CLOSE_MESSAGE_TYPE, encode_payload, encode_ttl
@@ -48,7 +50,6 @@ __all__ = [
 ]
 
 _AT_ONCE: Final = 16  # topics that are read from the store side by side
-_SEND_TIMEOUT: Final = 2.0  # seconds that the channel layer may take
 
 
 async def aset(
@@ -115,24 +116,35 @@ async def adisconnect(client: str, *, close: int | None = None) -> None:
     like the owner of something held, has none. Raises `StoreUnavailable`, also for the channel layer: then everything
     is cleared, and the socket may still be open.
     """
-    if close is not None and close != 1000 and not 3000 <= close <= 4999:
-        raise ValueError(f"close code {close!r} is none that an application may use: 1000, or 3000 to 4999")
+    if close is not None:
+        _require_close_code(close)
     with span("disconnect"):
         await current().write(Drop(client))
         if close is not None:
             await close_socket(client, close)
 
 
+def _require_close_code(code: object) -> None:
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"close must be a whole number, 1000 or 3000 to 4999, not {code!r:.80}")
+    if code != 1000 and not 3000 <= code <= 4999:
+        raise ValueError(f"close code {code!r} is none that an application may use: 1000, or 3000 to 4999")
+
+
 async def close_socket(client: str, code: int) -> None:
     """The second half of `adisconnect`, for who has to know which of them failed. Raises `StoreUnavailable`."""
-    if ":" in client:  # as no channel has in its name
-        return
-    layer = current().layer
-    try:
-        async with asyncio.timeout(_SEND_TIMEOUT):
-            await layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": code})
-    except Exception as error:
-        raise StoreUnavailable("the channel layer does not answer") from error
+
+    async def send(layer: BaseChannelLayer) -> None:
+        # Not every layer has rules for names. A name that is against them is no channel's, so there is no socket.
+        if (require := getattr(layer, "require_valid_channel_name", None)) is not None:
+            try:
+                require(client)
+            except TypeError:
+                return
+        await layer.send(client, {"type": CLOSE_MESSAGE_TYPE, "code": code})
+
+    if ":" not in client:  # as no channel has in its name
+        await tell_all_layers(send)
 
 
 def hold(topic: str, key: str, payload: object = b"", *, namespace: str = "") -> Held:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
-from channels.layers import BaseChannelLayer, get_channel_layer
+from channels.layers import BaseChannelLayer, channel_layers, get_channel_layer
 
-from .errors import NotConfigured
+from .conf import get_settings
+from .errors import NotConfigured, StoreUnavailable
 from .protocol import encode_batches
 from .state import Change, Topic
 
-__all__ = ["find_layer", "group_name", "publish"]
+__all__ = ["find_layer", "group_name", "publish", "tell_all_layers"]
 
 _SEND_TIMEOUT: Final = 2.0  # seconds for all topics; a layer that hangs must not hold up the acknowledgement for long
 
@@ -42,6 +43,27 @@ def find_layer(alias: str) -> BaseChannelLayer:
     if "groups" not in getattr(layer, "extensions", ()):
         raise NotConfigured(f"the channel layer {alias!r} ({type(layer).__name__}) has no groups")
     return layer
+
+
+async def tell_all_layers(tell: Callable[[BaseChannelLayer], Awaitable[None]]) -> None:
+    """Hand a message to every layer of the project, side by side: a consumer may live on one of its own, its
+    `channel_layer_alias`, and other processes cannot know on which. Raises `StoreUnavailable`, naming the layers that
+    did not take it; the others have it."""
+    first = get_settings().channel_layer
+    find_layer(first)
+    aliases = [first, *(alias for alias in channel_layers.configs if alias != first)]
+    outcomes = await asyncio.gather(*(_tell(alias, tell) for alias in aliases), return_exceptions=True)
+    failed = {alias: error for alias, error in zip(aliases, outcomes, strict=True) if error is not None}
+    if failed:
+        # Only the kind of the error: the text may name hosts, and be shown to a client.
+        faults = ", ".join(f"{alias!r} ({type(error).__name__})" for alias, error in failed.items())
+        cause = next(iter(failed.values()))
+        raise StoreUnavailable(f"the message was not taken by the channel layer {faults}: try again") from cause
+
+
+async def _tell(alias: str, tell: Callable[[BaseChannelLayer], Awaitable[None]]) -> None:
+    async with asyncio.timeout(_SEND_TIMEOUT):
+        await tell(channel_layers[alias])
 
 
 async def publish(layer: BaseChannelLayer, changes: Iterable[Change], store: str = "") -> list[Exception]:

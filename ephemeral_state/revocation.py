@@ -19,9 +19,9 @@ from django.utils.crypto import constant_time_compare
 
 from . import log
 from .background import wait
-from .broadcast import find_layer
+from .broadcast import tell_all_layers
 from .conf import Settings, get_settings
-from .errors import EphemeralStateError, NotConfigured, StoreUnavailable
+from .errors import EphemeralStateError, NotConfigured
 from .state import Topic
 
 __all__ = [
@@ -54,13 +54,14 @@ async def _revoke(keys: Iterable[object], *, topic: str | None = None, session: 
         message["topic"] = Topic("", topic).require().name
     if session is not None:
         message["session"] = session
-    layer = find_layer(get_settings().channel_layer)
-    try:
-        for key in keys:
-            async with asyncio.timeout(_LAYER_TIMEOUT):
-                await layer.group_send(_group_name(key), message)
-    except Exception as error:
-        raise StoreUnavailable("the channel layer does not answer") from error
+    for key in keys:
+        group = _group_name(key)
+
+        async def send(layer: BaseChannelLayer, group: str = group) -> None:
+            if "groups" in getattr(layer, "extensions", ()):
+                await layer.group_send(group, message)
+
+        await tell_all_layers(send)
 
 
 # The group

@@ -508,6 +508,72 @@ async def test_close_codes_that_are_not_the_applications_are_refused(code):
     assert len(await api.alist("t")) == 1
 
 
+@pytest.mark.parametrize("code", ["x", "4000", 4000.0, True, [4000]])
+async def test_a_close_code_that_is_no_whole_number_is_refused_before_anything_is_cleared(code):
+    await api.aset("t", "k", client="ann")
+    with pytest.raises(TypeError, match=r"close must be a whole number, 1000 or 3000 to 4999, not"):
+        await api.adisconnect("ann", close=code)
+    assert len(await api.alist("t")) == 1
+
+
+class Elsewhere(Chatty):
+    channel_layer_alias = "chat"
+
+
+class SyncElsewhere(SyncChatty):
+    channel_layer_alias = "chat"
+
+
+IN_MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def two_layers(request, settings):
+    settings.EPHEMERAL_STATE = {}
+    if request.param == "memory":
+        settings.CHANNEL_LAYERS = {"default": IN_MEMORY, "chat": IN_MEMORY}
+        yield
+        return
+    with RedisServer() as server:
+        settings.CHANNEL_LAYERS = {
+            "default": {
+                "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+                "CONFIG": {"hosts": [server.url]},
+            },
+            "chat": {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [server.url]}},
+        }
+        yield
+
+
+@pytest.mark.usefixtures("two_layers")
+@pytest.mark.parametrize("consumer", [Elsewhere, SyncElsewhere, Chatty])
+async def test_a_consumer_on_a_channel_layer_of_its_own_is_closed_too(consumer):
+    communicator = WebsocketCommunicator(consumer.as_asgi(), "/")
+    await communicator.connect()
+    name = await communicator.receive_from()
+    await api.adisconnect(name, close=4001)
+    assert (await communicator.receive_output(5)) == {"type": "websocket.close", "code": 4001}
+    await communicator.disconnect()
+
+
+async def test_a_layer_that_fails_is_named_and_the_others_are_told(settings):
+    settings.CHANNEL_LAYERS = {"default": IN_MEMORY, "broken": {"BACKEND": "tests.no.such.Layer"}}
+    settings.EPHEMERAL_STATE = {}
+    communicator = WebsocketCommunicator(Chatty.as_asgi(), "/")
+    await communicator.connect()
+    name = await communicator.receive_from()
+    with pytest.raises(StoreUnavailable, match=r"not taken by the channel layer 'broken' \(InvalidChannelLayerError\)"):
+        await api.adisconnect(name, close=4001)
+    assert (await communicator.receive_output(5)) == {"type": "websocket.close", "code": 4001}
+    await communicator.disconnect()
+
+
+async def test_a_name_that_no_channel_can_have_has_no_socket():
+    await api.aset("t", "k", client="Zoé of the call center")
+    await api.adisconnect("Zoé of the call center", close=4000)
+    assert await api.alist("t") == []
+
+
 async def test_a_layer_that_is_full_leaves_the_socket_open_and_everything_cleared(settings):
     layer = {"BACKEND": "channels.layers.InMemoryChannelLayer", "CONFIG": {"capacity": 1}}
     settings.CHANNEL_LAYERS = {"default": layer}

@@ -584,6 +584,21 @@ async def test_the_topic_of_a_revocation_is_a_name() -> None:
         await api.arevoke(1, 7)  # type: ignore[arg-type]
 
 
+async def test_a_consumer_on_a_channel_layer_of_its_own_hears_of_it_at_once(settings: Any) -> None:
+    class Elsewhere(EphemeralStateConsumer):
+        channel_layer_alias = "chat"  # type: ignore[assignment]
+
+    layer = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+    settings.CHANNEL_LAYERS = {"default": layer, "chat": layer}
+    user = await ann("view_user", "change_user")
+    peer = Peer(Elsewhere.as_asgi())
+    peer.scope["user"] = user
+    async with connected(peer, put("room:1", "mine")):
+        await in_db(lambda: (setattr(user, "is_active", False), user.save()))
+        await until(lambda: closed_with(peer))
+        assert closed_with(peer) == [4403]
+
+
 async def test_a_users_key_may_be_given_as_text() -> None:
     user = await ann("view_user", "change_user")
     async with Messages(user) as messages:
