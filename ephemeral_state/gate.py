@@ -15,7 +15,7 @@ from .conf import Settings
 from .errors import EphemeralStateError, RateLimited
 from .lifecycle import Lifecycle
 from .limits import TOO_MANY_REFUSALS, Bucket, Pace, Penance
-from .protocol import decode_pong, peek_ref, require_size
+from .protocol import decode_pong, is_bye, peek_ref, require_size
 
 __all__ = ["REFUSED_TOO_OFTEN", "Gate"]
 
@@ -126,7 +126,7 @@ class Gate:
             self._bucket.refuse(cost)
             require_size(data, self._most)
         wait = self._bucket.take(cost)
-        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not _is_pong(data)):
+        if wait and (self._bucket.refusals >= TOO_MANY_REFUSALS or not _always_passes(data)):
             raise RateLimited(math.ceil(wait * 1000))
 
     async def _send_away(self) -> Message:
@@ -147,5 +147,5 @@ class Gate:
         return {"type": "websocket.disconnect", "code": REFUSED_TOO_OFTEN}
 
 
-def _is_pong(data: str | bytes) -> bool:
-    return isinstance(data, str) and decode_pong(data) is not None
+def _always_passes(data: str | bytes) -> bool:
+    return isinstance(data, str) and (decode_pong(data) is not None or is_bye(data))

@@ -21,7 +21,7 @@ from .delivery import Delivery, Direct, Dispatched, Send
 from .errors import ConnectionGone, NotAccepted, NotConfigured
 from .node import current
 from .pause import Pause
-from .protocol import FRAME_PREFIX, decode_pong, encode_ping
+from .protocol import FRAME_PREFIX, decode_pong, encode_ping, is_bye
 
 __all__ = ["Lifecycle"]
 
@@ -227,6 +227,9 @@ class Lifecycle:
                 if self._ping_interval and (number := decode_pong(message.get("text") or "")) is not None:
                     self._answered(number)
                     continue
+                if is_bye(message.get("text") or ""):
+                    self._said_goodbye()
+                    continue
                 self._inbox.append(message)
                 self._wake()
                 if message["type"] == "websocket.disconnect":
@@ -392,17 +395,31 @@ class Lifecycle:
             self._ask_no_more()
             self._pinging = self.loop.create_task(self._give_up())
 
-    async def _give_up(self) -> None:
+    def _said_goodbye(self) -> None:
+        """The client leaves on purpose. Whatever close code the server makes of it does not count any more."""
+        if self._over:
+            return
+        self.end(abnormal=False)
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+        # It closes next. If it does not, nobody would ask any more whether it is there.
+        self._ping_timer = self.loop.call_later(_PING_TIMEOUT, self._close_for, 1000)
+
+    def _close_for(self, code: int) -> None:
+        if not self._is_closed:
+            self._pinging = self.loop.create_task(self._give_up(code))
+
+    async def _give_up(self, code: int = PING_TIMED_OUT) -> None:
         self._is_closed = True
         self.end(abnormal=True)
         self._pump.cancel()
         await asyncio.wait([self._pump])
         # The consumer shall end as with any other departure, before the server may hang in closing.
-        self._inbox.append({"type": "websocket.disconnect", "code": 1006})
+        self._inbox.append({"type": "websocket.disconnect", "code": 1000 if code == 1000 else 1006})
         self._wake()
         with suppress(OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(_PING_TIMEOUT):
-                await self._send({"type": "websocket.close", "code": PING_TIMED_OUT})
+                await self._send({"type": "websocket.close", "code": code})
 
     def peer_gone(self, error: BaseException) -> None:
         """Sending failed with this error."""

@@ -52,6 +52,7 @@ __all__ = [
     "encode_ttl",
     "encode_welcome",
     "flow",
+    "is_bye",
     "peek_batch",
     "peek_ref",
     "peek_store",
@@ -320,6 +321,19 @@ def decode_pong(text: str) -> int | None:
     return number if type(number) is int and not frame else None
 
 
+_BYE: Final = "ephemeral.bye"
+
+
+def is_bye(text: str) -> bool:
+    """Whether the frame says that the client leaves on purpose."""
+    if len(text) > 64 or _BYE not in text:
+        return False
+    try:
+        return bool(json.loads(text) == {"_orama": _BYE})
+    except ValueError:
+        return False
+
+
 def _with_ref(frame: dict[str, Any], ref: Ref) -> dict[str, Any]:
     return frame if ref is None else frame | {"ref": ref}
 
@@ -467,6 +481,8 @@ def _command(frame: dict[str, Any], ref: Ref, max_name_bytes: int) -> Command:
         raise InvalidFrame("frame has no _orama field")
     verb = kind[len(_PREFIX) :] if isinstance(kind, str) and kind.startswith(_PREFIX) else ""
     allowed = _FIELDS.get(verb)
+    if kind == _BYE:
+        raise InvalidFrame(f"{_BYE} has no other fields")  # without any it never comes here
     if allowed is None:
         raise InvalidFrame(f"_orama {_quoted(kind)} is none of: {', '.join(_PREFIX + v for v in _FIELDS)}")
     for name in frame:

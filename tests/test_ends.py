@@ -508,6 +508,93 @@ async def test_only_an_end_without_a_goodbye_has_a_grace(code, left):
     assert await keys() == left
 
 
+BYE = '{"_orama":"ephemeral.bye"}'
+
+
+class SyncConsumer(SyncEphemeralStateMixin, WebsocketConsumer):
+    def connect(self):
+        self.accept()
+        self.ephemeral_set("t", self.scope["path"], ttl=UNTIL_DISCONNECT, grace=self.scope.get("grace"))
+
+    def receive(self, text_data=None, bytes_data=None):
+        self.send(f"heard {text_data}")
+
+
+@pytest.mark.parametrize("kind", [Consumer, SyncConsumer])
+@pytest.mark.parametrize("code", [1000, 1005, 1006])
+async def test_a_goodbye_frame_ends_at_once_whatever_the_server_makes_of_the_close(kind, code):
+    client = Client(kind(), grace=30)
+    await until_keys(["k"])
+    client.says(BYE)
+    await until_keys([])
+    assert not client.task.done()
+    await client.leaves(code)
+    assert await keys() == []
+    assert not client.texts  # no handler has seen it
+
+
+async def test_a_goodbye_frame_ends_a_connection_whose_handler_hangs(monkeypatch):
+    class Hanging(Consumer):
+        async def receive(self, text_data=None, bytes_data=None):
+            await asyncio.Event().wait()
+
+    client = Client(Hanging(), grace=30)
+    await until_keys(["k"])
+    client.says("x")
+    client.says(BYE)
+    await until_keys([])
+    client.inbox.put_nowait({"type": "websocket.disconnect", "code": 1006})
+    await settle()
+    assert await keys() == []
+    client.task.cancel()
+    await asyncio.wait([client.task])
+
+
+async def test_a_client_that_says_goodbye_and_does_not_close_is_closed(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.1)
+    client = Client(Pinging(), grace=30)
+    await until_keys(["k"])
+    client.says(BYE)
+    client.says(BYE)
+    await until(client.task.done)
+    assert client.sent[-1] == {"type": "websocket.close", "code": 1000}
+    assert Pinging.ended == 1000
+    assert await keys() == []
+
+
+async def test_a_goodbye_that_is_followed_by_a_close_says_nothing_more(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.05)
+    client = Client(Consumer(), grace=30)
+    await until_keys(["k"])
+    client.says(BYE)
+    await client.leaves(1006)
+    sent = list(client.sent)
+    await asyncio.sleep(0.15)
+    assert client.sent == sent
+    assert Consumer.ended == 1006
+
+
+@pytest.mark.parametrize(
+    "frame", ['{"_orama":"ephemeral.bye","ref":1}', '["ephemeral.bye"]', "ephemeral.bye", BYE + " " * 64]
+)
+async def test_nothing_else_is_taken_for_a_goodbye(frame):
+    client = Client(Consumer(), grace=30)
+    await until_keys(["k"])
+    client.says(frame)
+    await until(lambda: client.texts)
+    assert client.texts == [f"heard {frame}"]
+    assert await keys() == ["k"]
+    await client.leaves(1000)
+
+
+async def until_keys(wanted):
+    for _ in range(2000):
+        if await keys() == wanted:
+            return
+        await asyncio.sleep(0.005)
+    pytest.fail(f"there are {await keys()}, not {wanted}")
+
+
 async def test_a_handler_that_raises_is_an_end_without_a_goodbye():
     class Raising(Consumer):
         async def receive(self, text_data=None, bytes_data=None):

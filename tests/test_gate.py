@@ -118,6 +118,18 @@ async def test_others_have_their_turn_where_a_project_lets_clients_send_as_much_
         await answer(greedy, 399)
 
 
+async def test_a_goodbye_counts_also_of_a_client_that_has_sent_too_much(connect: Any) -> None:
+    async with connect(MAX_FRAMES_PER_SECOND=1, MAX_FRAME_BURST=3) as peer:
+        for number in range(9):
+            say(peer, "set", key=f"{number}", grace_ms=60_000, ttl_ms=None, ref=number)
+        assert (await answer(peer, 8))["code"] == "rate_limited"
+        assert len(await api.alist(TOPIC)) == 3
+        peer.arrive("websocket.receive", text='{"_orama":"ephemeral.bye"}')
+        peer.arrive("websocket.disconnect", code=1006)
+        await peer.ended()
+    assert await api.alist(TOPIC) == []
+
+
 async def test_who_was_sent_away_waits_before_it_is_let_in_again_and_nobody_else_does(connect: Any) -> None:
     await flooded(connect("192.0.2.1"))
     async with asyncio.TaskGroup() as both:

@@ -81,7 +81,8 @@ def decode(text: str) -> protocol.Command:
 @fixtures("commands")
 def test_a_command_is_read_as_the_fixture_has_it(row: dict[str, Any]) -> None:
     assert protocol.decode_pong(row["text"]) == row.get("pong")
-    if "pong" in row:
+    assert protocol.is_bye(row["text"]) == row.get("bye", False)
+    if "pong" in row or "bye" in row:
         return
     if "error" in row:
         with pytest.raises(errors.EphemeralStateError) as refused:

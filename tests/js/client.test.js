@@ -9,7 +9,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { WebSocket, WebSocketServer } from "ws";
 
 import { EphemeralState } from "../../ephemeral_state/static/ephemeral_state/ephemeral-state.js";
-import { base64 } from "./fixtures.js";
+import { base64, wire } from "./fixtures.js";
 
 const LIMIT = 10_000; // ms until a test gives up on what it waits for
 
@@ -401,8 +401,9 @@ test("a silent server that pinged before counts as gone", async (t) => {
 function sockets() {
   const made = [];
   class Socket {
+    sent = [];
     constructor() { made.push(this); }
-    send() {}
+    send(text) { this.sent.push(text); }
     close(code) { Object.assign(this, { closed: true, code }); }
     tell(kind, fields) { this.onmessage({ data: JSON.stringify({ _orama: `ephemeral.${kind}`, ...fields }) }); }
     welcome(topic) { this.onopen(), this.tell("hello", { client_id: `client ${made.length}` }), this.tell("snapshot", { topic, entries: [] }); }
@@ -495,17 +496,19 @@ test("whoever was sent away for too much comes back later than otherwise", async
   state.close();
 });
 
-/** What the client needs of a browser's page; `happens` is one of its events. */
+/** What the client needs of a browser's page; `happens` is one of its events, `navigates` one of its `navigation`. */
 function pageWith(t) {
-  const before = new Map(["document", "addEventListener", "removeEventListener"].map((name) => [name, globalThis[name]]));
+  const before = new Map(["document", "addEventListener", "removeEventListener", "navigation"].map((name) => [name, globalThis[name]]));
   const where = new EventTarget();
   const document = Object.assign(new EventTarget(), { hidden: false });
   const listen = { addEventListener: where.addEventListener.bind(where), removeEventListener: where.removeEventListener.bind(where) };
-  Object.assign(globalThis, { document, ...listen });
+  const navigation = new EventTarget();
+  Object.assign(globalThis, { document, navigation, ...listen });
   t.after(() => {
     for (const [name, value] of before) value === undefined ? delete globalThis[name] : (globalThis[name] = value);
   });
   return {
+    navigates: (navigationType) => navigation.dispatchEvent(Object.assign(new Event("navigate"), { navigationType })),
     happens: (type, fields) => where.dispatchEvent(Object.assign(new Event(type), fields)),
     shown: (shown) => (document.hidden = !shown, document.dispatchEvent(new Event("visibilitychange"))),
   };
@@ -704,4 +707,34 @@ test("a topic that is revoked says so; one that was left says nothing more", asy
   await until(() => state.statuses.length === 4);
   assert.deepEqual(told.filter(([name]) => name === "left"), [["left", "live"]]);
   assert.deepEqual(told.filter(([name]) => name === "revoked").map(([, status]) => status).slice(0, 2), ["live", "denied"]);
+});
+
+const BYE = wire("commands").find(({ bye }) => bye).text;
+
+for (const [what, leaves, code, bye] of [
+  ["it is closed", ({ state }) => state.close(), 1000, true],
+  ["its page is left", ({ page }) => page.happens("pagehide", { persisted: true }), 1000, true],
+  ["its page is left after a reload that did not come", ({ page }) => (page.navigates("reload"), page.navigates("push"), page.happens("pagehide")), 1000, true],
+  ["its page reloads itself", ({ page }) => (page.navigates("reload"), page.happens("pagehide")), 4001, false],
+  ["its network goes", ({ page }) => page.happens("offline"), 4001, false],
+])
+  test(`a client says goodbye in a frame of its own only if it leaves on purpose: ${what}`, (t) => {
+    const there = live(t);
+    const [socket] = there.made;
+    leaves(there);
+    assert.deepEqual([socket.code, socket.sent.at(-1) === BYE], [code, bye]);
+    assert.equal(there.state.status, "offline");
+    there.state.close();
+    assert.equal(socket.sent.filter((text) => text === BYE).length, Number(bye)); // once
+  });
+
+test("a server that has shown nothing of the protocol gets no goodbye, nor does a connection that is not there yet", (t) => {
+  const [made, Socket] = sockets();
+  pageWith(t);
+  for (const opens of [() => {}, () => made.at(-1).onopen(), () => (made.at(-1).onopen(), made.at(-1).onmessage({ data: '{"type":"chat"}' }))]) {
+    const state = connect({ WebSocket: Socket });
+    opens();
+    state.close();
+    assert.deepEqual([made.at(-1).code, made.at(-1).sent], [1000, []]);
+  }
 });

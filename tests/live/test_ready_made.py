@@ -78,6 +78,25 @@ async def test_what_a_client_set_goes_when_it_leaves(server: Server, tag: str) -
         assert (await bob.frame())["reason"] == "disconnect"
 
 
+@pytest.mark.parametrize("end", ["close", "reset", "neither"])
+async def test_after_a_goodbye_frame_nothing_has_a_grace_whatever_the_end_is(
+    server: Server, tag: str, end: str
+) -> None:
+    async with Client(server, "ready") as bob, Client(server, "ready") as ann:
+        await ask(bob, "subscribe", topic=tag)
+        for key in ("k", "last"):  # the last one is not answered when the client has left
+            await ann.send({"_orama": "ephemeral.set", "topic": tag, "key": key, "ttl_ms": None, "grace_ms": 60_000})
+        await bob.frames(lambda frame: frame.get("key") == "k")
+        await ann.send({"_orama": "ephemeral.bye"})
+        if end == "close":
+            await ann.close()
+        elif end == "reset":
+            await ann.reset()
+        while bob.view.state:
+            await bob.frame()
+        assert await ask(bob, "list", topic=tag) == {"_orama": "ephemeral.snapshot", "topic": tag, "entries": []}
+
+
 NAMES = ["ünïcödé ☃ 🎉", "nul \0 inside", " ", "\0", "a:b/c d@e", "x" * 1024]
 
 
@@ -123,6 +142,7 @@ BAD: dict[str, tuple[str | bytes, str, str]] = {
     "_orama is a lone surrogate": ('{"_orama":"\\ud800"}', "bad_frame", "is none of"),
     "unknown field": (setting(client_id="somebody"), "bad_frame", 'no field "client_id"'),
     "unknown field, a lone surrogate": (setting(**{"\ud800": 1}), "bad_frame", "no field"),
+    "a goodbye with a field": (command("bye"), "bad_frame", "ephemeral.bye has no other fields"),
     "no topic": ('{"_orama":"ephemeral.set","key":"bad"}', "bad_frame", "no topic"),
     "no key": (command("set"), "bad_frame", "no key"),
     "topic is a number": (setting(topic=5), "bad_frame", "topic is a JSON number"),

@@ -923,6 +923,8 @@ export class EphemeralState extends EventTarget {
   #heard = 0;
   #unreached = false;
   #pings = false;
+  #knows = false; // whether this connection's server has shown that it knows the protocol
+  #reloads = false;
   #silence = SILENCE;
   /** @type {Set<string>} */ #warned = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */ #retry;
@@ -1028,6 +1030,7 @@ export class EphemeralState extends EventTarget {
     }
     this.#socket = socket;
     let opened = false;
+    this.#knows = false;
     this.#heard = this.#now();
     this.#watch = setTimeout(() => {
       socket.close(); // something has taken the connection, and says nothing
@@ -1054,8 +1057,12 @@ export class EphemeralState extends EventTarget {
     let frame = data;
     try {
       frame = typeof data === "string" ? JSON.parse(data) : data;
-      if (frame?._orama === "ephemeral.hello") this.#silence = silence(frame.ping_interval_ms);
+      if (frame?._orama === "ephemeral.hello") {
+        this.#knows = true;
+        this.#silence = silence(frame.ping_interval_ms);
+      }
       if (frame?._orama === "ephemeral.ping") {
+        this.#knows = true;
         if (frame.interval_ms) this.#silence = silence(frame.interval_ms);
         this.#pings = true;
         this.#watchOver();
@@ -1102,6 +1109,8 @@ export class EphemeralState extends EventTarget {
   /** @param {number} [code] of the close frame, if there is still somebody to send it to */
   #drop(code) {
     const socket = this.#socket;
+    // Some servers hand over every close as one without a code.
+    if (code === GOODBYE && this.#knows && this.#session.open) socket?.send('{"_orama":"ephemeral.bye"}');
     this.#socket = null;
     clearTimeout(this.#tick);
     clearTimeout(this.#watch);
@@ -1146,14 +1155,17 @@ export class EphemeralState extends EventTarget {
     if (!where.document || !where[change]) return; // not a page
     for (const type of ["online", "offline", "pagehide", "pageshow"]) where[change](type, this.#page);
     where.document[change]("visibilitychange", this.#page);
+    where.navigation?.[change]("navigate", this.#page);
   }
 
-  /** @param {Event} event */
-  #event({ type }) {
-    if (this.#halted === "told") return;
+  /** @param {Event & { navigationType?: string }} event */
+  #event({ type, navigationType }) {
+    if (type === "navigate") this.#reloads = navigationType === "reload";
+    if (type === "navigate" || this.#halted === "told") return;
     if (type === "offline") this.#halt("page", DROPPED);
-    // A page that is kept for the way back is not there meanwhile; and without a socket it may be kept.
-    else if (type === "pagehide") this.#halt("page", GOODBYE);
+    // A page that is kept for the way back is not there meanwhile; and without a socket it may be kept. One that reloads
+    // itself is back at once. (Of the browser's own button nobody tells it.)
+    else if (type === "pagehide") this.#halt("page", this.#reloads ? DROPPED : GOODBYE);
     else if (type === "visibilitychange" && (document.hidden || this.#halted)) return;
     else if (this.#socket && this.#watch && this.#silent()) this.#again(); // after sleep
     else this.connect();
