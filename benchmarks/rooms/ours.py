@@ -35,7 +35,7 @@ class AllowAll(Policy):
         return scope["path"] != "/denied"
 
     async def can_set(self, scope: Any, namespace: str, topic: str, key: str) -> bool:
-        return scope["path"] == "/" or (scope["path"] == "/hostile" and topic.startswith("hostile"))
+        return scope["path"] in ("/", "/ws/state/") or (scope["path"] == "/hostile" and topic.startswith("hostile"))
 
 
 application = EphemeralStateConsumer.as_asgi()
