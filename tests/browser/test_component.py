@@ -188,3 +188,50 @@ async def test_a_changed_attribute_moves_the_person_and_the_element(page: Page, 
     await expect(names).to_have_text(["Zoé", "Bob"])
     await page.evaluate("shown.removeAttribute('topic')")
     await expect(names).to_have_count(0)
+
+
+STAYS = """(topic) => {
+    window.state = new EphemeralState("/ws/state/");
+    state.topic(topic).set("here:b", { name: "Bob" }, { grace: 30 });
+}"""
+
+
+async def test_only_a_page_that_reloads_itself_leaves_its_keys_to_their_grace(page: Page, topic: str) -> None:
+    await page.evaluate(
+        """(topic) => {
+            window.heard = [];
+            new EphemeralState("/ws/state/").topic(topic).subscribe(({ type, reason }) => heard.push(reason ?? type));
+        }""",
+        topic,
+    )
+
+    async def heard(*expected: str) -> None:
+        for _ in range(1000):
+            if await page.evaluate("heard") == list(expected):
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail(f"heard {await page.evaluate('heard')}, not {expected}")
+
+    browser = page.context.browser
+    assert browser is not None
+    other = await browser.new_page()
+    await other.goto(page.url)
+    await other.evaluate(PAGE, topic)
+    await other.evaluate(STAYS, topic)
+    await heard("set")
+    async with other.expect_event("load"):
+        await other.evaluate("setTimeout(() => location.reload())")
+    await other.evaluate(PAGE, topic)
+    await other.evaluate(STAYS, topic)
+    await heard("set", "set")  # the new connection has taken the key over
+    await other.reload()  # as by the browser's button
+    await heard("set", "set", "disconnect")
+    await other.evaluate(PAGE, topic)
+    await other.evaluate(STAYS, topic)
+    await heard("set", "set", "disconnect", "set")
+    await other.evaluate("state.close()")
+    await heard("set", "set", "disconnect", "set", "disconnect")
+    await other.evaluate("state.connect()")
+    await heard("set", "set", "disconnect", "set", "disconnect", "set")
+    await other.close(run_before_unload=True)
+    await heard("set", "set", "disconnect", "set", "disconnect", "set", "disconnect")
