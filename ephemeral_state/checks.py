@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 
 from channels.layers import BaseChannelLayer
 from django.apps import AppConfig
+from django.conf import settings as project_settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
 
@@ -27,10 +30,12 @@ _MEMORY_STORE = "ephemeral_state.stores.memory.MemoryStore"
 _REDIS_STORE = "ephemeral_state.stores.redis.RedisStore"
 _MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 _CORE_LAYER = "channels_redis.core.RedisChannelLayer"
+_PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
+_SAFE_DAPHNE = (4, 2, 3)
 
 
 def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001 the setting, E002 the store, E003 the policy, E004 the channel layer; W001 to W003 how they fit."""
+    """E001 the setting, E002 the store, E003 the policy, E004 the layer; W001 to W003 how they fit; W005 daphne."""
     try:
         settings = get_settings()
     except EphemeralStateError as error:
@@ -40,7 +45,8 @@ def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     _policy(settings, messages)
     layer = _layer(settings, messages)
     if layer is not None:
-        messages.extend(_misfits(store, layer))
+        messages.extend(_misfits(store, layer, settings.channel_layer))
+    messages.extend(_old_daphne())
     return messages
 
 
@@ -114,7 +120,7 @@ async def _find_layer(alias: str) -> BaseChannelLayer:
     return find_layer(alias)
 
 
-def _misfits(store: Store | None, layer: BaseChannelLayer) -> Iterator[CheckMessage]:
+def _misfits(store: Store | None, layer: BaseChannelLayer, alias: str) -> Iterator[CheckMessage]:
     in_memory = _is_a(layer, _MEMORY_LAYER)
     if _is_a(store, _MEMORY_STORE) and not in_memory:
         yield Caution(
@@ -123,11 +129,11 @@ def _misfits(store: Store | None, layer: BaseChannelLayer) -> Iterator[CheckMess
             hint=f"Set {SETTING}['BACKEND'] to {_REDIS_STORE!r}, unless one process serves everything.",
             id=_id("W001"),
         )
-    if _is_a(layer, _CORE_LAYER) and _major_version("redis") >= 8:
+    if short := _too_short_patience(layer, alias):
         yield Caution(
-            "channels_redis.core with redis-py 8 or newer can hang when a consumer is cancelled: redis-py sometimes "
-            "swallows the cancellation",
-            hint="Use channels_redis.pubsub.RedisPubSubChannelLayer, or pip install 'redis<8'.",
+            short,
+            hint="Give each of the channel layer's hosts no socket_timeout: "
+            "'CONFIG': {'hosts': [{'address': 'redis://…', 'socket_timeout': None}]}.",
             id=_id("W002"),
         )
     if _is_a(store, _REDIS_STORE) and in_memory:
@@ -144,12 +150,51 @@ def _is_a(thing: object, path: str) -> bool:
     return any(f"{cls.__module__}.{cls.__qualname__}" == path for cls in type(thing).__mro__)
 
 
-def _major_version(package: str) -> int:
+def _too_short_patience(layer: BaseChannelLayer, alias: str) -> str:
+    """What the time limit of redis-py for one answer does to a layer of channels_redis; empty if it has none."""
+    is_core = _is_a(layer, _CORE_LAYER)
+    if not is_core and not _is_a(layer, _PUBSUB_LAYER):
+        return ""
+    by_default = 5.0 if _version("redis") >= (8,) else None
+    config: dict[str, Any] = project_settings.CHANNEL_LAYERS[alias]  # it is there: the layer was made from it
+    hosts = config.get("CONFIG", {}).get("hosts") or [None]
+    limits = [host.get("socket_timeout", by_default) if isinstance(host, dict) else by_default for host in hosts]
+    shortest = min((limit for limit in limits if limit is not None), default=None)
+    if shortest is None:
+        return ""
+    source = "redis-py 8 and newer by default waits" if shortest == by_default else "redis-py waits"
+    waits = getattr(layer, "brpop_timeout", 0) if is_core else 0
+    if shortest <= waits:
+        return (
+            f"channels_redis.core asks Redis for messages for {waits:g} s, and {source} no longer than {shortest:g} s: "
+            "a consumer that no message reaches in that time ends with a TimeoutError"
+        )
+    if sys.version_info < (3, 12):
+        return (
+            f"{source} at most {shortest:g} s for Redis, and before Python 3.12 it then loses cancellations: "
+            "a consumer that is cancelled while it uses the channel layer may go on"
+        )
+    return ""
+
+
+def _old_daphne() -> Iterator[CheckMessage]:
+    version = _version("daphne")
+    if () < version < _SAFE_DAPHNE:
+        yield Caution(
+            f"daphne {'.'.join(map(str, version))} has two known security faults (CVEs), mended in 4.2.3",
+            hint="pip install 'daphne>=4.2.3'",
+            id=_id("W005"),
+        )
+
+
+def _version(package: str) -> tuple[int, ...]:
+    """Empty if the package is not there, or its version cannot be read."""
     try:
-        first = metadata.version(package).partition(".")[0]
+        version = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return 0
-    return int(first) if first.isdecimal() else 0
+        return ()
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(number) for number in release[0].split(".")) if release else ()
 
 
 def _id(number: str) -> str:

@@ -67,7 +67,7 @@ if REDIS_URL:  # then any number of processes may serve the same rooms
     CHANNEL_LAYERS = {
         "default": {
             "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-            "CONFIG": {"hosts": [REDIS_URL]},
+            "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": None}]},
         }
     }
     EPHEMERAL_STATE |= {"BACKEND": "ephemeral_state.stores.redis.RedisStore", "OPTIONS": {"url": REDIS_URL}}

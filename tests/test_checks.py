@@ -11,7 +11,9 @@ from ephemeral_state.stores.memory import MemoryStore
 
 MEMORY_LAYER = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 CORE_LAYER = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
-PUBSUB_LAYER = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"}
+URL = "redis://localhost"
+BARE_PUBSUB_LAYER = {"BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer"}
+PUBSUB_LAYER = BARE_PUBSUB_LAYER | {"CONFIG": {"hosts": [{"address": URL, "socket_timeout": None}]}}
 REDIS_STORE = {"BACKEND": "ephemeral_state.stores.redis.RedisStore"}
 
 
@@ -164,6 +166,15 @@ def test_subclasses_are_known_for_what_they_are(settings):
     assert set(found(settings, REDIS_STORE, ours)) == {"W003"}
 
 
+def versions(monkeypatch, **installed):
+    real = checks.metadata.version
+    monkeypatch.setattr(checks.metadata, "version", lambda package: installed.get(package) or real(package))
+
+
+def hosts(layer, *entries, **config):
+    return layer | {"CONFIG": {"hosts": list(entries), **config}}
+
+
 @pytest.mark.parametrize(
     ("layer", "version", "warned"),
     [
@@ -171,12 +182,49 @@ def test_subclasses_are_known_for_what_they_are(settings):
         (CORE_LAYER, "10.1", {"W002"}),
         (CORE_LAYER, "7.4.1", set()),
         (CORE_LAYER, "unknown", set()),
+        (hosts(CORE_LAYER, URL, ("localhost", 1)), "8.1.0", {"W002"}),
+        (hosts(CORE_LAYER, {"address": URL, "socket_timeout": None}), "8.1.0", set()),
+        (hosts(CORE_LAYER, {"address": URL, "socket_timeout": None}, URL), "8.1.0", {"W002"}),
+        (hosts(CORE_LAYER, {"address": URL, "socket_timeout": 2}), "7.4.1", {"W002"}),
         (PUBSUB_LAYER, "8.1.0", set()),
+        (BARE_PUBSUB_LAYER, "7.4.1", set()),
+        (MEMORY_LAYER, "8.1.0", {"W003"}),
     ],
 )
-def test_only_the_core_layer_with_a_new_redis_py_is_a_warning(settings, monkeypatch, layer, version, warned):
-    monkeypatch.setattr(checks.metadata, "version", lambda package: version)
+def test_a_redis_layer_that_redis_py_does_not_let_wait_is_a_warning(settings, monkeypatch, layer, version, warned):
+    versions(monkeypatch, redis=version)
     assert set(found(settings, REDIS_STORE, layer)) == warned
+
+
+@pytest.mark.parametrize(("python", "warned"), [((3, 11), {"W002"}), ((3, 12), set())])
+@pytest.mark.parametrize(
+    ("layer", "version"),
+    [(BARE_PUBSUB_LAYER, "8.1.0"), (hosts(CORE_LAYER, {"host": "localhost", "socket_timeout": 60}), "7.4.1")],
+)
+def test_a_layer_that_loses_cancellations_is_a_warning(settings, monkeypatch, layer, version, python, warned):
+    versions(monkeypatch, redis=version)
+    monkeypatch.setattr(checks.sys, "version_info", python)
+    assert set(found(settings, REDIS_STORE, layer)) == warned
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [("4.1.2", {"W005"}), ("4.2.2", {"W005"}), ("4.2.3", set()), ("4.3", set()), ("4.2.10", set()), ("own", set())],
+)
+def test_a_daphne_with_known_faults_is_a_warning(settings, monkeypatch, version, warned):
+    versions(monkeypatch, daphne=version)
+    messages = found(settings)
+    assert set(messages) == warned
+    assert all(version in message.msg and "4.2.3" in message.hint for message in messages.values())
+
+
+@pytest.mark.parametrize(("version", "refused"), [("5.0.0", True), ("5.0.7", True), ("5.0.8", False), ("8.1.0", False)])
+def test_a_redis_py_that_is_too_old_is_an_error(settings, monkeypatch, version, refused):
+    monkeypatch.setattr("redis.__version__", version)
+    messages = found(settings, REDIS_STORE, PUBSUB_LAYER)
+    assert set(messages) == ({"E002"} if refused else set())
+    if refused:
+        assert f"redis-py {version} is too old: 5.0.8" in messages["E002"].msg
 
 
 def test_a_core_layer_without_any_redis_py_is_not_ours_to_judge(settings, monkeypatch):
@@ -184,7 +232,7 @@ def test_a_core_layer_without_any_redis_py_is_not_ours_to_judge(settings, monkey
         raise checks.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(checks.metadata, "version", missing)
-    assert found(settings, REDIS_STORE, CORE_LAYER) == {}
+    assert found(settings, REDIS_STORE, CORE_LAYER) == {}  # nor is a daphne that is not there
 
 
 def test_no_check_opens_a_connection(settings, monkeypatch):

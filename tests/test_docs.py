@@ -944,7 +944,8 @@ async def test_on_redis_the_example_runs_with_the_settings_shown(load: Any, sett
     import_string(layer["BACKEND"])
     with shared_url() as url:
         shown["EPHEMERAL_STATE"]["OPTIONS"] |= {"url": url, "prefix": unique_prefix()}
-        layer["CONFIG"] |= {"hosts": [url], "prefix": unique_prefix()}
+        (host,) = layer["CONFIG"]["hosts"]
+        layer["CONFIG"] |= {"hosts": [host | {"address": url}], "prefix": unique_prefix()}
         settings.CHANNEL_LAYERS = shown["CHANNEL_LAYERS"]
         settings.EPHEMERAL_STATE = shown["EPHEMERAL_STATE"]
         async with Browser(consumer, BOB) as bob:
@@ -953,6 +954,28 @@ async def test_on_redis_the_example_runs_with_the_settings_shown(load: Any, sett
                 await bob.read_until(_orama="ephemeral.set")
             await bob.read_until(_orama="ephemeral.clear", reason="disconnect")
         await channel_layers["default"].flush()
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("layer", ["core.RedisChannelLayer", "pubsub.RedisPubSubChannelLayer"])
+async def test_the_layer_of_the_settings_shown_loses_no_cancellation(layer: str):
+    shown: dict[str, Any] = {}
+    exec(blocks(section(page("howto.md"), "Run on Redis"), "python")[0], shown)
+    (host,) = shown["CHANNEL_LAYERS"]["default"]["CONFIG"]["hosts"]
+    with shared_url() as url:
+        channels = import_string(f"channels_redis.{layer}")(hosts=[host | {"address": url}], prefix=unique_prefix())
+
+        async def send() -> None:
+            while True:
+                await channels.group_send("nobody", {"type": "news"})
+
+        for number in range(60):
+            task = asyncio.create_task(send())
+            await asyncio.sleep(number % 10 / 5000)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=5)
+            assert done, f"cancellation {number} was lost"
+        await channels.flush()
 
 
 @pytest.mark.redis

@@ -12,6 +12,7 @@ _LAYERS = {
 }
 _given = json.loads(os.environ["BENCHMARK"])
 _shared = _given["layer"] != "memory"
+_HOST = {"address": _given["redis"], "socket_timeout": None}
 
 SECRET_KEY = "for benchmarks only"
 DEBUG = False
@@ -21,7 +22,7 @@ INSTALLED_APPS = ["channels", "ephemeral_state"]
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": _LAYERS[_given["layer"]],
-        "CONFIG": {"hosts": [_given["redis"]], "prefix": _given["prefix"]} if _shared else {},
+        "CONFIG": {"hosts": [_HOST], "prefix": _given["prefix"]} if _shared else {},
     }
 }
 EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll"}

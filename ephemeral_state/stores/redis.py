@@ -38,7 +38,7 @@ from ..state import (
 )
 from . import redis_wire as wire
 from .base import KEPT_TRANSITIONS, MINUTES, History, NodeStatus, Owner, Report, Store
-from .redis_client import Connection, Script, is_of_wrong_server, reaching, read_hosts
+from .redis_client import Connection, Script, is_of_wrong_server, reaching, read_hosts, require_redis_py
 
 __all__ = ["RedisStore"]
 
@@ -89,6 +89,7 @@ class RedisStore(Store):
         `clock`, for tests: returns ns. It replaces Redis' clock, except for the keys' own expiry.
         """
         super().__init__(limits)
+        require_redis_py()
         self._hosts = read_hosts(url, hosts)
         if isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < len(self._hosts):
             least = f"a whole number of at least that of the hosts, {len(self._hosts)}"

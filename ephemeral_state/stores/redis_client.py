@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib import resources
 from typing import Any
 
+import redis
 from redis import exceptions
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import PubSub
@@ -22,11 +23,16 @@ from redis.crc import key_slot
 
 from ..errors import NotConfigured, StoreUnavailable
 
-__all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts"]
+__all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts", "require_redis_py"]
 
 Host = Mapping[str, Any]
 _MIN_VERSION = (6, 2)
+_MIN_REDIS_PY = (5, 0, 8)  # up to 5.0.4 each pooled connection fails one call after a restart; 5.0.0 has no from_pool
 _PAUSE = 0.25  # seconds between asking a silent host whether it is back
+# What redis-py 5 to 7 do by themselves, also for redis-py 8. A socket_timeout would be worse than none: with it
+# redis-py awaits each write by asyncio.wait_for, which before Python 3.12 loses a cancellation, and so our time limit.
+_NO_TIMEOUTS: dict[str, Any] = {"socket_timeout": None, "socket_connect_timeout": None}
+_DEFAULTS: dict[str, Any] = {**_NO_TIMEOUTS, "max_connections": 2**31, "protocol": 2}
 
 
 class Connection:
@@ -250,6 +256,16 @@ class Connection:
         return self._nodes[name]
 
 
+def require_redis_py() -> None:
+    """Raises `NotConfigured` for a redis-py that is too old."""
+    version = redis.__version__
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < _MIN_REDIS_PY:
+        least = ".".join(map(str, _MIN_REDIS_PY))
+        raise NotConfigured(
+            f"redis-py {version} is too old: {least} is the oldest that can be used (pip install -U redis)"
+        )
+
+
 def read_hosts(url: str | None, hosts: Sequence[Any] | None) -> list[Host]:
     """Arguments of redis-py's connection pools, one dict per host."""
     if url is not None and hosts is not None:
@@ -271,7 +287,8 @@ def _read_host(host: Any) -> Host:
         raise NotConfigured("a host must be a URL, a (host, port) pair or a dict")
     if "address" in options:
         try:
-            options |= parse_url(options.pop("address"))
+            # Servers that call themselves Valkey have schemes of their own for the same thing.
+            options |= parse_url(re.sub("^valkey(s?)://", r"redis\1://", options.pop("address")))
         except (ValueError, TypeError, AttributeError) as error:
             text = f"the URL of a host cannot be read: {error}; for Sentinel give hosts with master_name and sentinels"
             raise NotConfigured(text) from None
@@ -279,7 +296,7 @@ def _read_host(host: Any) -> Host:
         raise NotConfigured("a host with master_name needs sentinels, a list of (host, port)")
     # Replies are bytes that are no text. And no retries: each call has one time limit, and a write that may have
     # been carried out must not be sent twice behind the caller's back.
-    return options | {"decode_responses": False, "retry": Retry(NoBackoff(), 0)}
+    return _DEFAULTS | options | {"decode_responses": False, "retry": Retry(NoBackoff(), 0)}
 
 
 def _client(host: Host) -> Redis:
@@ -290,7 +307,7 @@ def _client(host: Host) -> Redis:
             pool = ConnectionPool(**options)
             pool.make_connection()  # type: ignore[no-untyped-call]  # does not connect, only takes the options
         else:
-            sentinel_options = options.pop("sentinel_kwargs", None)
+            sentinel_options = {**_NO_TIMEOUTS, **(options.pop("sentinel_kwargs", None) or {})}
             sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
             pool = SentinelConnectionPool(name, sentinel, **options)  # type: ignore[no-untyped-call]
     except TypeError as error:
@@ -322,7 +339,8 @@ _WRONG_SERVER = (
     exceptions.ReadOnlyError,
 )
 _WRONG_SERVER_TEXT = re.compile(
-    r"(Redis refused: )?(Error running script .*?@user_script: ?\d+: -)?(READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN) "
+    r"(Redis refused: )?(Error running script .*?@user_script: ?\d+: -)?"
+    r"(READONLY|NOREPLICAS|MASTERDOWN|CLUSTERDOWN|MOVED|ASK) "
 )
 
 
@@ -331,6 +349,7 @@ def is_of_wrong_server(error: BaseException | None) -> bool:
     loads its data or has lost its master, a cluster that has moved on. Nothing has been carried out then.
 
     Redis 6.2 says so in the text of a script's error only, and a store's refusal of a single write has only a text.
+    For redis-py before 6 MOVED and ASK are nothing but a text, too.
     """
     if isinstance(error, _WRONG_SERVER):
         return True

@@ -34,7 +34,7 @@ def configuration(
     layer: str, *, store_url: str, layer_url: str, prefix: str, chaos: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
     """The settings of a process. `more` goes into `EPHEMERAL_STATE`."""
-    config = {"hosts": [layer_url], "prefix": prefix, **(chaos or {})}
+    config = {"hosts": [{"address": layer_url, "socket_timeout": None}], "prefix": prefix, **(chaos or {})}
     if "core" in layer:
         config["capacity"] = 10_000
     return {

@@ -173,6 +173,38 @@ async def test_a_redis_that_restarts_is_found_again_by_the_next_call():
 
 
 @runs
+async def test_a_call_that_is_cancelled_ends():
+    """redis-py with a time limit of its own loses cancellations before Python 3.12; version 8 has one by default."""
+    with RedisServer() as server:
+        world = World(RedisStore(Limits(), url=server.url), None)
+        await world.set("ann", "k")
+
+        async def ask() -> None:
+            while True:
+                await world.entries()
+
+        for number in range(100):
+            task = asyncio.create_task(ask())
+            await asyncio.sleep(number % 10 / 5000)
+            task.cancel()
+            done, _ = await asyncio.wait([task], timeout=5)
+            assert done, f"cancellation {number} was lost"
+            assert task.cancelled()
+
+
+@runs
+async def test_as_many_calls_as_there_are_may_be_under_way():
+    with RedisServer() as server:
+        world = World(RedisStore(Limits(), url=server.url, timeout=30), None)
+        await world.set("ann", "k")
+        server.stop()
+        asked = asyncio.gather(*(world.entries() for _ in range(150)))  # redis-py 8 by itself allows 100
+        await asyncio.sleep(0.2)
+        server.cont()
+        assert [len(entries) for entries in await asked] == [1] * 150
+
+
+@runs
 async def test_a_full_redis_refuses_sets_and_still_carries_out_clears_and_drops():
     with RedisServer("--maxmemory-policy", "noeviction") as server:
         world = World(RedisStore(Limits(), url=server.url), None)

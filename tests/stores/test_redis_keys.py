@@ -316,6 +316,7 @@ def test_options_that_cannot_work_are_refused_without_telling_secrets(options, p
         lambda url, host, port: {"hosts": [{"host": host, "port": port, "db": 0}]},
         lambda url, host, port: {"hosts": [url, (host, port)], "partitions": 4},
         lambda url, host, port: {"url": f"{url}?decode_responses=true"},
+        lambda url, host, port: {"url": url.replace("redis://", "valkey://")},
     ],
 )
 @runs
