@@ -2,7 +2,7 @@
 
 The sync forms run in an event loop of this process that serves connections or, where there is none, in a loop of
 their own in a thread that ends when it has had nothing to do for a while. Called from async code they raise
-`RuntimeError` instead of blocking its loop.
+`RuntimeError` instead of blocking its loop. Under gevent that loop is a greenlet, and a call waits in its own.
 """
 
 from __future__ import annotations

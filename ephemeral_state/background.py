@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import selectors
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from .errors import EphemeralStateError
+from .errors import EphemeralStateError, NotConfigured
 from .node import conclude, idle, serving_loop, wait_in
 from .stores import Store, get_store
 
@@ -47,7 +49,7 @@ class _OwnLoop:
         with self._lock:
             self._calls += 1
             if self.loop is None:
-                self.loop = asyncio.new_event_loop()
+                self.loop = _new_loop()
                 self._used.clear()
                 threading.Thread(
                     target=self._run, args=(self.loop, _LINGER), name="ephemeral-state", daemon=True
@@ -84,6 +86,36 @@ class _OwnLoop:
         await conclude()
         for store in used:  # more than one, if the settings have changed
             await store.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    monkey: Any = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("threading"):
+        return asyncio.new_event_loop()
+    if not monkey.is_module_patched("select"):
+        raise NotConfigured(
+            "gevent has patched threading but not select, so waiting for the store would stop all greenlets: call "
+            "gevent.monkey.patch_all(), without select=False, before anything else is imported"
+        )
+    return _greenlet_loop()
+
+
+def _greenlet_loop() -> asyncio.AbstractEventLoop:
+    # Found now, since gevent may have replaced it after this module was imported.
+    class Cooperative(selectors.DefaultSelector):
+        """Other greenlets run while this one waits. asyncio knows one running loop for a thread, so meanwhile this
+        loop must seem not to run: a greenlet may begin one of its own, or wait for this one."""
+
+        def select(self, timeout: float | None = None) -> Any:
+            running = asyncio._get_running_loop()
+            asyncio._set_running_loop(None)
+            try:
+                return super().select(timeout)
+            finally:
+                asyncio._set_running_loop(running)
+
+    # Not as the project's policy says: while uvloop waits, no greenlet of the thread has its turn.
+    return asyncio.SelectorEventLoop(Cooperative())
 
 
 _own = _OwnLoop()

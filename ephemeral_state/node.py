@@ -484,12 +484,11 @@ def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, 
     Raises `RuntimeError` where waiting would block an event loop, `StoreUnavailable` after 30 s without an answer. Who
     no longer waits, also because of a signal, has cancelled it.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        pass
-    else:
-        raise RuntimeError("this would block the event loop: use the async form from async code")
+    if _is_in_a_loop():
+        raise RuntimeError(
+            "called from async code, where waiting would block the event loop: use the async form, as in "
+            "`await api.aset(…)` or `async with api.hold(…)`, or call it in a thread by `sync_to_async`"
+        )
 
     async def run() -> T:
         # Called in there: what `start` looks up before its first await may need the running loop.
@@ -506,3 +505,13 @@ def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, 
     except BaseException:  # a signal, such as Ctrl-C or a time limit: nobody takes the answer any more
         future.cancel()
         raise
+
+
+def _is_in_a_loop() -> bool:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    # Under gevent, asyncio takes a loop of any greenlet of the thread for the caller's. Each has an ident of its own.
+    runs_in = getattr(loop, "_thread_id", None)
+    return runs_in is None or runs_in == threading.get_ident()

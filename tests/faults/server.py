@@ -174,6 +174,10 @@ class Worker(_Process):
 class Gunicorn(_Process):
     """Serves `tests.faults.wsgi` in one process: Django as most projects run it."""
 
+    def __init__(self, settings: dict[str, Any], worker: str = "gthread", **environment: str) -> None:
+        super().__init__(settings, **environment)
+        self._worker = worker
+
     def __enter__(self) -> Self:
         with socket.create_server((_HOST, 0)) as listening:
             self.port = listening.getsockname()[1]
@@ -182,7 +186,8 @@ class Gunicorn(_Process):
             self._start(
                 *command,
                 "--workers=1",
-                "--threads=4",
+                *(["--threads=4"] if self._worker == "gthread" else []),
+                f"--worker-class={self._worker}",
                 f"--bind={bind}",
                 pass_fds=[listening.fileno()],
                 stdout=self._log,
@@ -200,9 +205,22 @@ class Gunicorn(_Process):
 
 
 class CeleryWorker(_Process):
-    """Carries out the tasks of `tests.faults.tasks` in a pool of forked processes."""
+    """Carries out the tasks of `tests.faults.tasks` in a pool, of forked processes or of greenlets."""
+
+    def __init__(self, settings: dict[str, Any], pool: str = "prefork", **environment: str) -> None:
+        super().__init__(settings, **environment)
+        self._pool = pool
 
     def __enter__(self) -> Self:
-        command = ("-m", "celery", "-A", "tests.faults.tasks", "worker", "--pool=prefork", "--concurrency=2")
+        size = 2 if self._pool == "prefork" else 20
+        command = (
+            "-m",
+            "celery",
+            "-A",
+            "tests.faults.tasks",
+            "worker",
+            f"--pool={self._pool}",
+            f"--concurrency={size}",
+        )
         self._start(*command, "--without-gossip", "--without-mingle", "--loglevel=warning", stdout=self._log)
         return self
