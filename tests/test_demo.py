@@ -43,7 +43,7 @@ def pages(demo: DemoProcess) -> Iterator[httpx.Client]:
 async def websocket(demo: DemoProcess, path: str) -> AsyncIterator[ClientConnection]:
     address = f"ws://127.0.0.1:{demo.port}{path}"
     async with connect(address, origin=demo.url, proxy=None, open_timeout=LIMIT) as connection:
-        assert list(await read(connection)) == ["_orama", "client_id"]
+        assert list(await read(connection)) == ["_orama", "client_id", "ping_interval_ms"]
         yield connection
 
 
