@@ -15,8 +15,8 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 def with_lifespan(application: Application) -> Application:
     """Wrap the outermost ASGI application: `application = with_lifespan(ProtocolTypeRouter({...}))`.
 
-    granian tells nothing else of its end, and uvicorn with a stuck handler neither. Do not use it around an
-    application that handles lifespan itself; call `ephemeral_state.node.drain` from its shutdown instead.
+    For servers that end without a signal, and for uvicorn with a stuck handler. Do not use it around an application
+    that handles lifespan itself; call `ephemeral_state.node.drain` from its shutdown instead.
     """
 
     async def wrapped(scope: Any, receive: Any, send: Any) -> None:

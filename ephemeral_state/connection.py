@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from . import log
@@ -21,9 +21,18 @@ __all__ = ["Connection", "drop"]
 class Connection:
     """Belongs to one event loop. `client_id` is the consumer's channel name and owns what is set here."""
 
-    def __init__(self, client_id: str, node: Node, delivery: Delivery, about: Mapping[str, str] | None = None) -> None:
-        """`about`: what people may want to know of it, beside the time it began."""
+    def __init__(
+        self,
+        client_id: str,
+        node: Node,
+        delivery: Delivery,
+        about: Mapping[str, str] | None = None,
+        process_ends: Callable[[], None] | None = None,
+    ) -> None:
+        """`about`: what people may want to know of it, beside the time it began. `process_ends` is called when a
+        signal says so, and what it owns is cleared then; without it, that is up to its own code."""
         self.client_id = client_id
+        self.process_ends = process_ends
         self._node = node
         self._delivery = delivery
         self._topics: set[Topic] = set()

@@ -39,6 +39,8 @@ _FIRST_PING_SECONDS: Final = 2.0
 early."""
 _OPTIONAL_PINGS: Final = 3
 """How many pings a client may leave unanswered until it counts as one that knows nothing of them."""
+_RESTARTS: Final = 1012  # the close code for a process that ends, as uvicorn sends it
+_SERVER_TELLS: Final = 0.3  # seconds after a signal; uvicorn takes up to 0.1
 READ_AHEAD: Final = 256  # messages; beyond that the client is slowed down as it would be without us
 
 
@@ -102,7 +104,7 @@ class Lifecycle:
             if delivery is None:
                 ask = self._ask_whether_read if self._ping_interval and self._must_answer else None
                 delivery = self._direct = Direct(self._send, self.peer_gone, ask)
-            self._connection = Connection(client_id, current(), delivery, self._about())
+            self._connection = Connection(client_id, current(), delivery, self._about(), self._process_ends)
             if self._over:
                 self._connection.end(abnormal=True)
         return self._connection
@@ -406,20 +408,28 @@ class Lifecycle:
         self._ping_timer = self.loop.call_later(_PING_TIMEOUT, self._close_for, 1000)
 
     def _close_for(self, code: int) -> None:
-        if not self._is_closed:
+        if self._accepted and not self._is_closed and not self._pump.done():
             self._pinging = self.loop.create_task(self._give_up(code))
 
     async def _give_up(self, code: int = PING_TIMED_OUT) -> None:
+        """Close with this code."""
         self._is_closed = True
         self.end(abnormal=True)
         self._pump.cancel()
         await asyncio.wait([self._pump])
         # The consumer shall end as with any other departure, before the server may hang in closing.
-        self._inbox.append({"type": "websocket.disconnect", "code": 1000 if code == 1000 else 1006})
+        told = code if code in (1000, _RESTARTS) else 1006
+        self._inbox.append({"type": "websocket.disconnect", "code": told})
         self._wake()
         with suppress(OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(_PING_TIMEOUT):
                 await self._send({"type": "websocket.close", "code": code})
+
+    # The end of the process: some servers tell nobody, or only after a time in which clients seem to be connected
+
+    def _process_ends(self) -> None:
+        """A signal says so. What the client owns is cleared by the caller, and it must not stay without it."""
+        self.loop.call_later(_SERVER_TELLS, self._close_for, _RESTARTS)
 
     def peer_gone(self, error: BaseException) -> None:
         """Sending failed with this error."""

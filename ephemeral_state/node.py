@@ -26,7 +26,7 @@ from .hub import Hub
 from .journal import Journal
 from .lease import Lease
 from .protocol import Event
-from .shutdown import before_reactor_stops
+from .shutdown import Signals, before_reactor_stops
 from .state import Change, Clear, Drop, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
 from .tracing import span
@@ -132,6 +132,12 @@ class Member(Protocol):
 
     client_id: str
 
+    process_ends: Callable[[], None] | None
+    """To be called when a signal says that the process ends. `None` for what does not end then."""
+
+    @property
+    def ended(self) -> bool: ...
+
     def end(self, *, abnormal: bool) -> asyncio.Task[None]:
         """Begin to clear what it owns."""
 
@@ -161,6 +167,8 @@ class Node:
         self._owed: dict[Write, None] = {}
         self._paying: asyncio.Task[None] | None = None
         self._store_trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
+        self.sockets = 0  # members that end with the process
+        self._signals = Signals(self._process_ends)
         self.journal = Journal(store, self.id)
         self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self._changed)
 
@@ -175,6 +183,9 @@ class Node:
         if len(self._members) == 1:
             # In nobody's context: it outlives whoever came first, and is no part of what is traced there.
             Context().run(self._begin)
+        if member.process_ends is not None:
+            self.sockets += 1
+            self._signals.watch()
 
     def _begin(self) -> None:
         before_reactor_stops(drain)
@@ -188,16 +199,29 @@ class Node:
             host, pid = socket.gethostname(), os.getpid()
             log.info("node_began", "node %(node)s is process %(pid)s of %(host)s", node=self.id, pid=pid, host=host)
 
+    async def _process_ends(self) -> None:
+        """A signal says so. The server may tell its applications now, late, or not at all."""
+        sockets = [member for member in self._members if member.process_ends is not None]
+        for member in sockets:
+            assert member.process_ends is not None
+            member.process_ends()
+        await self._end(sockets)
+
     async def drain(self) -> None:
         """End all connections at once, as far as they own anything: their sockets are the server's to close."""
-        ending = [member.end(abnormal=True) for member in list(self._members)]
-        if ending:
+        await self._end(list(self._members))
+
+    async def _end(self, members: Sequence[Member]) -> None:
+        live = sum(not member.ended for member in members)
+        ending = [member.end(abnormal=True) for member in members]
+        if live:
             log.info(
                 "node_ends",
                 "the process ends, clearing what its %(connections)s connections own",
                 node=self.id,
-                connections=len(ending),
+                connections=live,
             )
+        if ending:
             _, late = await asyncio.wait(ending, timeout=self.settings.shutdown_timeout)
             if late:
                 log.warning(
@@ -219,6 +243,10 @@ class Node:
     async def leave(self, member: Member) -> None:
         """A connection is gone; with the last one, everything of this node ends."""
         del self._members[member]
+        if member.process_ends is not None:
+            self.sockets -= 1
+            if not self.sockets:
+                self._signals.unwatch()
         if self._members:
             return
         hub, self.hub = self.hub, self._new_hub()

@@ -26,7 +26,13 @@ from .test_hub import Client
 from .waiting import events, settle, until
 
 TOPIC = Topic("", "t")
-MEMBER = object()
+
+
+class Present:
+    process_ends = None
+
+
+MEMBER = Present()
 
 
 class SlowStore(MemoryStore):
@@ -526,6 +532,8 @@ class Quiet:
     """A connection that only is there."""
 
     client_id = "quiet"
+    process_ends = None
+    ended = False
 
     def __init__(self, node):
         self._node = node

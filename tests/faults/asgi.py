@@ -108,9 +108,9 @@ class Bulk(EphemeralStateMixin, AsyncWebsocketConsumer):
             raise ValueError(verb)
 
 
-def _told() -> None:
-    """Leave a note of when an application was told of an end."""
-    os.write(2, f"told {time.monotonic():.6f}\n".encode())
+def _told(code: object = "") -> None:
+    """Leave a note of when an application was told of an end, and with which code."""
+    os.write(2, f"told {time.monotonic():.6f} {code}\n".encode())
 
 
 def _noting(application: Any) -> Any:
@@ -118,7 +118,7 @@ def _noting(application: Any) -> Any:
         async def noting() -> Any:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                _told()
+                _told(message.get("code"))
             return message
 
         await application(scope, noting, send)
@@ -134,6 +134,7 @@ application = ProtocolTypeRouter(
 users = AuthMiddlewareStack(application)
 lifespan = with_lifespan(application)
 noting = _noting(lifespan)
+noting_alone = _noting(application)
 
 
 def _uvicorn(application: str, fd: int) -> None:
@@ -158,6 +159,36 @@ def _granian(application: str, port: int) -> None:
     Granian(application, address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=True).serve()
 
 
+def _hypercorn(application: str, fd: int) -> None:
+    from hypercorn.config import Config
+    from hypercorn.run import run
+
+    config = Config()
+    config.application_path, config.bind, config.workers = application, [f"fd://{fd}"], 0
+    run(config)
+
+
+def _gunicorn(application: str, fd: int, worker: str = "asgi") -> None:
+    from gunicorn.app.wsgiapp import run
+
+    sys.argv = ["gunicorn", f"--bind=fd://{fd}", f"--worker-class={worker}", "--no-control-socket", application]
+    run()
+
+
+def _gunicorn_uvicorn(application: str, fd: int) -> None:
+    _gunicorn(application, fd, "uvicorn_worker.UvicornWorker")
+
+
+SERVERS = {
+    "uvicorn": _uvicorn,
+    "daphne": _daphne,
+    "granian": _granian,
+    "hypercorn": _hypercorn,
+    "gunicorn": _gunicorn,
+    "gunicorn-uvicorn": _gunicorn_uvicorn,
+}
+
+
 def _end_with_the_parent() -> None:
     os.read(0, 1)  # not sys.stdin: a process that waits in there cannot end in order
     if os.getpgrp() == os.getpid():
@@ -168,4 +199,4 @@ def _end_with_the_parent() -> None:
 if __name__ == "__main__":
     # However the tests end: a killed test run must not leave servers behind.
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    {"uvicorn": _uvicorn, "daphne": _daphne, "granian": _granian}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    SERVERS[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
