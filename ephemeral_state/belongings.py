@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .protocol import Event
-from .state import Change, Clear, Drop, Restore, Revision, Set, Topic, Write
+from .state import Change, Clear, Drop, Keep, Restore, Revision, Set, Topic, Write
 
 __all__ = ["Belongings"]
 
@@ -26,8 +26,8 @@ class Belongings:
     def __len__(self) -> int:
         return len(self._things)
 
-    def wrote(self, write: Write, changes: Sequence[Change], now: float) -> None:
-        """A write of this node was carried out."""
+    def wrote(self, write: Write, changes: Sequence[Change], now: float, *, taken: bool = False) -> None:
+        """A write of this node was carried out, or refused as `taken`."""
         if isinstance(write, Set):
             (change,) = changes
             place = (write.topic, write.key)
@@ -42,6 +42,10 @@ class Belongings:
                     self._places.setdefault(write.client, set()).add(place)
                 if deadline is not None:
                     self._due.setdefault(int(deadline // 1000), set()).add(place)
+        elif isinstance(write, Restore):
+            thing = self._things.get((write.topic, write.key))
+            if taken and thing is not None and thing.stamp == write.stamp:
+                self._forget((write.topic, write.key))
         elif isinstance(write, Clear):
             thing = self._things.get((write.topic, write.key))
             if thing is not None and thing.write.client == write.client:
@@ -84,6 +88,17 @@ class Belongings:
             for (topic, key), thing in self._things.items()
             if thing.is_live(now)
         ]
+
+    def keeps(self, clients: Iterable[str], node: str, now: float) -> list[Keep]:
+        """The writes that remove what these clients do not own any more."""
+        return [Keep(client, node, [*self._live(client, now)]) for client in clients]
+
+    def count(self, client: str) -> int:
+        """How many keys the client owns."""
+        return len(self._places.get(client, ()))
+
+    def _live(self, client: str, now: float) -> Iterator[tuple[Topic, str]]:
+        return (place for place in self._places.get(client, ()) if self._things[place].is_live(now))
 
     def _forget(self, place: tuple[Topic, str]) -> None:
         thing = self._things.pop(place, None)

@@ -38,6 +38,8 @@ class Settings:
     Python may have up to `max_ttl`."""
     max_keys_per_client: int = 256
     max_payload_bytes: int = 16_384
+    max_topic_bytes: int = 16 * 1024 * 1024
+    """Of the keys and payloads of all entries of one topic."""
     max_frame_bytes: int = 65_536
     """Of one command to the ready-made consumer."""
     max_name_bytes: int = 1024
@@ -73,6 +75,7 @@ class Settings:
         return Limits(
             max_keys_per_client=self.max_keys_per_client,
             max_payload_bytes=self.max_payload_bytes,
+            max_topic_bytes=self.max_topic_bytes,
             default_ttl_ms=round(self.default_ttl * 1000),
             max_ttl_ms=round(self.max_ttl * 1000),
         )
@@ -127,6 +130,7 @@ _COUNTS = frozenset(
     (
         "max_keys_per_client",
         "max_payload_bytes",
+        "max_topic_bytes",
         "max_frame_bytes",
         "max_name_bytes",
         "max_frames_per_second",

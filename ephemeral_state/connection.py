@@ -85,7 +85,7 @@ class Connection:
 
     async def clear(self, topic: Topic, key: str) -> None:
         """Clear one's own key. After the end, when nothing is owned any more, it does nothing."""
-        write = Clear(self.client_id, topic, key)
+        write = Clear(self.client_id, topic, key, self._node.id)
         self._node.store.limits.check(write)
         if not self.ended:
             await self._node.finish(write)
@@ -160,7 +160,7 @@ async def drop(client_id: str, *, abnormal: bool) -> None:
 
 async def _drop(node: Node, client_id: str, abnormal: bool) -> None:
     try:
-        await node.finish(Drop(client_id, abnormal))
+        await node.finish(Drop(client_id, abnormal, node.id))
     except Exception:
         log.exception("clearing_failed", "clearing the state of %(client)s failed", client=client_id)
 

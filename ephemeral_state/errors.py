@@ -22,6 +22,7 @@ __all__ = [
     "TooManyEntries",
     "TooManyKeys",
     "TooManyTopics",
+    "TopicTooLarge",
 ]
 
 
@@ -85,6 +86,12 @@ class TooManyEntries(EphemeralStateError):
     """The topic has `MAX_ENTRIES_PER_TOPIC` entries already."""
 
     code = "too_many_entries"
+
+
+class TopicTooLarge(EphemeralStateError):
+    """Keys and payloads of the topic would have more bytes than `MAX_TOPIC_BYTES`."""
+
+    code = "topic_too_large"
 
 
 class RateLimited(EphemeralStateError):

@@ -88,8 +88,9 @@ class Journal:
         if self._came.pop(client, None) is None:
             self._gone[client] = None
 
-    def again(self) -> None:
-        """The store has lost who is here."""
+    def again(self, node: str) -> None:
+        """The store has lost who is here, or the node has another name now."""
+        self._node = node
         self._came = {**self._here}
 
     def start(self) -> None:

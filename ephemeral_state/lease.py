@@ -7,13 +7,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
+from uuid import uuid4
 
 from . import log
 from .errors import StoreUnavailable
 from .state import Peer, Roll
 from .stores.base import Store
 
-__all__ = ["BEAT", "Judge", "Lease"]
+__all__ = ["BEAT", "Judge", "Lease", "new_node"]
 
 BEAT: Final = 0.5  # seconds between renewals; a process that is killed is noticed at the second reading after
 _LATE: Final = 3 * BEAT  # seconds without an answer after which our own view of the others is not to be trusted
@@ -66,6 +67,11 @@ class Judge:
         return self._seen_linked is None or peer.node in self._seen_linked
 
 
+def new_node() -> str:
+    """A name that no node has had."""
+    return uuid4().hex[:16]
+
+
 def _lease(peer: Peer) -> tuple[str, str]:
     """One of the node's, and not of a later renewal."""
     return peer.node, peer.stamp
@@ -82,17 +88,19 @@ class Lease:
         info: Callable[[], str],
         *,
         lost: Callable[[], None],
+        renamed: Callable[[str], None],
         write_back: Callable[[], None],
         bury: Callable[[Peer], Awaitable[None]],
     ) -> None:
         """`lost` is called when the store is not as the last beat left it, so that it may lack what is owned here, or
-        have what is not any more; `write_back` from time to time, for the store to keep it. `bury` is awaited with
-        each peer found dead."""
+        have what is not any more; `renamed` before that, with the new name of a node that was taken for dead;
+        `write_back` from time to time, for the store to keep it. `bury` is awaited with each peer found dead."""
         self._store = store
         self._node = node
         self._lease_ms = lease_ms
         self._info = info
         self._lost = lost
+        self._renamed = renamed
         self._write_back = write_back
         self._bury = bury
         self._before: Roll | None = None
@@ -128,15 +136,23 @@ class Lease:
         loop = asyncio.get_running_loop()
         judge = Judge(moves=self._store.moves)
         written = loop.time()
+        is_reaped = False
         while not self._stopping.is_set():
             started = loop.time()
             before = self._before
             try:
                 stamp = before.stamp if before is not None else ""
                 roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
+                if roll.reaped:
+                    # Whatever it has sent by its name is refused from now on, also what arrives late.
+                    self._node, self._before, is_reaped = new_node(), None, True
+                    continue
                 self.renewed_at = time.monotonic()
                 self._trouble.over()
-                is_kept = before is None or (roll.held and roll.generation == before.generation)
+                is_kept = not is_reaped and (before is None or (roll.held and roll.generation == before.generation))
+                if is_reaped:
+                    is_reaped = False
+                    self._renamed(self._node)
                 if not is_kept:
                     log.warning("lease_lost", "the lease was lost, writing back what this process owns")
                 if not is_kept or not roll.linked:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from . import log
@@ -24,10 +23,10 @@ from .conf import Settings, get_settings
 from .errors import EphemeralStateError, StoreUnavailable
 from .hub import Hub
 from .journal import Journal
-from .lease import Lease
+from .lease import Lease, new_node
 from .protocol import Event
 from .shutdown import Signals, before_reactor_stops
-from .state import Change, Clear, Drop, Outcome, Peer, Set, Topic, Write
+from .state import Change, Clear, Drop, Keep, Outcome, Peer, Restore, Set, Topic, Write
 from .stores import Store, get_store
 from .tracing import span
 from .writer import Writer
@@ -149,7 +148,7 @@ class Node:
         self.settings = settings
         self.store = store
         self.layer = find_layer(settings.channel_layer)
-        self.id = uuid4().hex[:16]
+        self.id = new_node()
         self._belongings = Belongings() if store.shared else None
         self.hub = self._new_hub()
         self._lease: Lease | None = None
@@ -164,13 +163,14 @@ class Node:
         self._longest_grace = 0.0  # seconds, of all that were granted here
         self._graces_end = 0.0  # loop time
         self._in_a_row = 0
-        self._owed: dict[Write, None] = {}
+        self._owed: dict[tuple[object, ...], Clear | Drop] = {}  # by what a later set makes superfluous
         self._paying: asyncio.Task[None] | None = None
         self._store_trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
         self.sockets = 0  # members that end with the process
         self._signals = Signals(self._process_ends)
         self.journal = Journal(store, self.id)
         self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self._changed)
+        self._writer.name = self.id
 
     @property
     def idle(self) -> bool:
@@ -307,19 +307,24 @@ class Node:
         try:
             await self.write(write)
         except StoreUnavailable:
-            self._owed[write] = None
+            self._owed[_what(write)] = write
             if self._belongings is not None:  # not to be written back to a store that comes back empty
                 self._belongings.wrote(write, (), 0)
-            if self._paying is None:
-                self._paying = asyncio.get_running_loop().create_task(self._pay())
+            self._pay_soon()
+
+    def _pay_soon(self) -> None:
+        if self._paying is None:
+            self._paying = asyncio.get_running_loop().create_task(self._pay())
 
     async def _pay(self) -> None:
         try:
-            while self._owed:
+            while self._owed or self._writer.unsettled:
                 await asyncio.sleep(_RETRY)
                 # Ahead of what waits, and while nothing is under way: so no clear comes behind a set that overtook it.
-                await self._writer.put_ahead(lambda: list(self._owed))
-                await self._told()
+                if self._owed:
+                    await self._writer.put_ahead(lambda: list(self._owed.values()))
+                    await self._told()
+                await self._writer.settle()
         finally:
             self._paying = None
         if self.idle:
@@ -335,16 +340,17 @@ class Node:
     def _carried_out(self, writes: Sequence[Write], outcomes: Sequence[Outcome]) -> None:
         now = time.monotonic() * 1000
         soonest, grace_ms, someone_lost = math.inf, 0, False
-        for write, (changes, error) in zip(writes, outcomes, strict=True):
+        if self._writer.unsettled:
+            self._pay_soon()
+        for write, (changes, error, taken) in zip(writes, outcomes, strict=True):
             if error is None and self._belongings is not None:
-                self._belongings.wrote(write, changes, now)
-            if self._owed and not isinstance(error, StoreUnavailable):
-                self._owed.pop(write, None)
-                if isinstance(write, Set) and error is None:
-                    self._owed.pop(Clear(write.client, write.topic, write.key), None)
+                self._belongings.wrote(write, changes, now, taken=taken)
+            if self._owed and not isinstance(error, StoreUnavailable) and not isinstance(write, Restore | Keep):
+                if error is None or not isinstance(write, Set):
+                    self._owed.pop(_what(write), None)
             if isinstance(write, Drop):
                 someone_lost = someone_lost or write.abnormal
-            elif not isinstance(write, Clear):
+            elif not isinstance(write, Clear | Keep):
                 grace_ms = max(grace_ms, write.grace_ms)
                 for change in changes:
                     if change.expires_in_ms is not None and change.expires_in_ms < soonest:
@@ -386,9 +392,20 @@ class Node:
             lease_ms,
             self._info,
             lost=self._lost,
+            renamed=self._rename,
             write_back=self._restore_soon,
             bury=self._bury,
         )
+
+    def _rename(self, name: str) -> None:
+        """This node was taken for dead: nothing that it has sent by its old name is carried out any more."""
+        log.warning(
+            "node_reaped",
+            "node %(node)s was taken for dead, and goes on as %(name)s",
+            node=self.id,
+            name=name,
+        )
+        self.id = self._writer.name = name
 
     def _lost(self) -> None:
         self.hub.doubt()
@@ -422,7 +439,7 @@ class Node:
         self._sweep_in(0)  # what has a grace has a deadline now
 
     def _restore_soon(self) -> None:
-        self.journal.again()
+        self.journal.again(self.id)
         self._restore_again = True
         if self._restoring is None and self._belongings is not None:
             self._restoring = asyncio.get_running_loop().create_task(self._restore())
@@ -438,7 +455,7 @@ class Node:
                 with span("write_back", node=self.id):
                     outcomes = await self._writer.put_ahead(lambda: belongings.restores(time.monotonic() * 1000))
                     failed = any(isinstance(outcome.error, StoreUnavailable) for outcome in outcomes)
-                    failed = failed or not await self._drop_strangers()
+                    failed = failed or not await self._take_back(belongings)
                 if failed:
                     self._restore_again = True
                     await asyncio.sleep(_RETRY)
@@ -453,16 +470,19 @@ class Node:
         finally:
             self._restoring = None
 
-    async def _drop_strangers(self) -> bool:
-        """End those who have left, if a store that went back to an earlier state has them still. False if it fails."""
+    async def _take_back(self, belongings: Belongings) -> bool:
+        """Clear what a store that went back to an earlier state has again: of clients that have left, and of those
+        here what they have cleared since. False if it fails."""
         try:
             clients = await self.store.clients(self.id)
             here = {member.client_id for member in self._members}
-            drops = [self.write(Drop(client, abnormal=True)) for client in clients if client not in here]
+            drops = [self.write(Drop(client, True, self.id)) for client in clients if client not in here]
             await asyncio.gather(*drops)
         except StoreUnavailable:
             return False
-        return True
+        staying = [client for client in clients if client in here]
+        kept = await self._writer.put_ahead(lambda: belongings.keeps(staying, self.id, time.monotonic() * 1000))
+        return not any(isinstance(outcome.error, StoreUnavailable) for outcome in kept)
 
     # Expiry
 
@@ -504,6 +524,10 @@ class Node:
             self._sweep_in(next_in)
         if self._sweep_timer is None and self.idle:
             await self.store.close()
+
+
+def _what(write: Set | Clear | Drop) -> tuple[object, ...]:
+    return (write.client,) if isinstance(write, Drop) else (write.client, write.topic, write.key)
 
 
 def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> T:

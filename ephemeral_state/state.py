@@ -21,10 +21,12 @@ from .errors import (
 
 __all__ = [
     "UNTIL_DISCONNECT",
+    "Batches",
     "Change",
     "Clear",
     "Drop",
     "Entry",
+    "Keep",
     "Limits",
     "Notice",
     "Outcome",
@@ -130,6 +132,9 @@ class Clear(NamedTuple):
     client: str
     topic: Topic
     key: str
+    node: str = ""
+    """The node that holds the client's connection, if it asks for it. Otherwise that node has to be told of it before
+    it writes anything back."""
 
 
 class Drop(NamedTuple):
@@ -138,11 +143,13 @@ class Drop(NamedTuple):
     client: str
     abnormal: bool = False
     """It did not say goodbye, and may be back at once: what has a grace lingers that long."""
+    node: str = ""
+    """The node that held the client's connection, if it asks for it; empty: the connection may be there still."""
 
 
 class Restore(NamedTuple):
-    """Write back what the store has lost, or has cleared while its owner was thought dead. Whoever set the key
-    later than `stamp` keeps it. The cap is not asked again."""
+    """Write back what the store has lost, or has cleared while its node was taken for dead. If another client has owned
+    the key later than `stamp`, the write is refused as `taken`. The cap is not asked again."""
 
     client: str
     topic: Topic
@@ -151,11 +158,51 @@ class Restore(NamedTuple):
     ttl_ms: int | None
     node: str
     stamp: Revision
-    """That of the set which made the client the owner."""
+    """That of the set which gave the key this payload."""
     grace_ms: int = 0
 
 
-Write: TypeAlias = Set | Clear | Drop | Restore
+class Keep(NamedTuple):
+    """The client owns nothing but these entries, as its node knows: remove what else the store has of it, because the
+    store has gone back to an earlier state. What other writers have set for the client stays."""
+
+    client: str
+    node: str
+    entries: Sequence[tuple[Topic, str]]
+
+
+Write: TypeAlias = Set | Clear | Drop | Restore | Keep
+
+
+class Batches:
+    """Numbers the batches of one writer, in each partition of a store, so that one that was given up can be refused
+    when it arrives late: a missing answer leaves it open whether a batch was applied or is still under way."""
+
+    __slots__ = ("_given_up", "_last", "writer")
+
+    def __init__(self, writer: str) -> None:
+        self.writer = writer
+        self._last: dict[int, int] = {}
+        self._given_up: dict[int, int] = {}  # the latest
+
+    @property
+    def open_partitions(self) -> Sequence[int]:
+        """Where a batch that was given up may still be applied."""
+        return [*self._given_up]
+
+    def begin(self, partition: int) -> tuple[int, bool]:
+        """The number of the next batch, and whether an earlier one was given up there."""
+        number = self._last[partition] = self._last.get(partition, 0) + 1
+        return number, partition in self._given_up
+
+    def give_up(self, partition: int, number: int) -> None:
+        """The batch has no answer."""
+        self._given_up[partition] = max(number, self._given_up.get(partition, 0))
+
+    def applied(self, partition: int, number: int) -> None:
+        """The batch was applied, and no earlier one can be any more."""
+        if self._given_up.get(partition, number) < number:
+            del self._given_up[partition]
 
 
 class Change(NamedTuple):
@@ -177,6 +224,8 @@ class Outcome(NamedTuple):
 
     changes: Sequence[Change] = ()
     error: EphemeralStateError | None = None
+    taken: bool = False
+    """Of a `Restore`: the client has lost the key to somebody else."""
 
 
 class Revision(NamedTuple):
@@ -222,14 +271,17 @@ class Roll(NamedTuple):
 
     generation: int
     held: bool
-    """The lease was there, and as this node left it. If not, peers may have cleared what this node's clients own, or
-    the store has gone back to an earlier state."""
+    """The lease was there, and as this node left it. If not, the store has lost everything, or has gone back to an
+    earlier state."""
     linked: bool
     """This node's own connection was seen open. If not, neither may those of peers that are alive, and another server
     may have taken the place of the one that knew it."""
     peers: Sequence[Peer] = ()
     stamp: str = ""
     """Of this node's own lease, for the next beat."""
+    reaped: bool = False
+    """The node was taken for dead, and what its clients own was cleared. It can renew and write nothing any more, and
+    comes back under another name."""
 
 
 class Page(NamedTuple):
@@ -246,6 +298,7 @@ class Limits:
 
     max_keys_per_client: int = 256
     max_payload_bytes: int = 16_384
+    max_topic_bytes: int = 16 * 1024 * 1024
     default_ttl_ms: int = 60_000
     max_ttl_ms: int = 30 * 60_000
 
@@ -255,7 +308,7 @@ class Limits:
             if isinstance(write, Drop):
                 return
             raise ClientRequired("client is empty: a set or clear needs an owner, the consumer's channel name")
-        if isinstance(write, Drop):
+        if isinstance(write, Drop | Keep):
             return
         if not _are_plain(*write.topic, write.client, write.key):
             write.topic.require()

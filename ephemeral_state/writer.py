@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from channels.layers import BaseChannelLayer
@@ -12,7 +13,7 @@ from . import log, steps
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
 from .pause import Pause
-from .state import Change, Drop, Outcome, Write
+from .state import Batches, Change, Drop, Outcome, Write
 from .stores import Store
 from .tally import tally
 
@@ -65,6 +66,26 @@ class Writer:
         self._telling: asyncio.Task[None] | None = None
         self._pause = _PAUSE if store.shared else _LONG_PAUSE
         self._pausing = Pause()
+        self._batches = Batches("")
+
+    @property
+    def name(self) -> str:
+        """By which the store tells this writer's batches from those of others: that of its node."""
+        return self._batches.writer
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._batches = Batches(name)
+
+    @property
+    def unsettled(self) -> bool:
+        """Something was given up, and the store may yet carry it out."""
+        return bool(self._batches.open_partitions)
+
+    async def settle(self) -> None:
+        """Forbid that, if the store answers."""
+        with suppress(EphemeralStateError):
+            await self._store.settle(self._batches)
 
     @property
     def busy(self) -> bool:
@@ -184,10 +205,12 @@ class Writer:
 
     async def _apply(self, writes: Sequence[Write]) -> Sequence[Outcome]:
         """Raises an `EphemeralStateError` if none of them was carried out."""
+        writes = [self._in_my_name(write) for write in writes]
         try:
-            outcomes = await self._store.apply(writes)
+            outcomes = await self._store.apply(writes, self._batches)
         except EphemeralStateError as error:
             self._store_trouble.met(error)
+            self._carried_out(writes, [Outcome((), error)] * len(writes))
             raise
         except Exception as error:
             log.exception("store_bug", "the store failed in a way it should not")
@@ -197,6 +220,10 @@ class Writer:
         self._tally["writes"] += len(writes)
         self._carried_out(writes, outcomes)
         return outcomes
+
+    def _in_my_name(self, write: Write) -> Write:
+        # The node may have got another name since the write was made.
+        return write if write.node in ("", self.name) else write._replace(node=self.name)
 
 
 def _again(error: EphemeralStateError) -> EphemeralStateError:

@@ -64,7 +64,7 @@ class DownStore(MemoryStore):
             raise StoreUnavailable("no answer from <redis> within 2 s")
         return await super().browse(**kwargs)
 
-    async def apply(self, writes):
+    async def apply(self, writes, batches=None):
         return [Outcome((), StoreUnavailable("no answer from <redis> within 2 s")) for _ in writes]
 
 
@@ -521,7 +521,7 @@ class Failing(MemoryStore):
         super().__init__(limits)
         self.batches = 0
 
-    async def apply(self, writes):
+    async def apply(self, writes, batches=None):
         self.batches += 1
         fault = Outcome((), StoreUnavailable("no answer"))
         outcomes = []

@@ -125,7 +125,7 @@ class Held(MemoryStore):
         super().__init__(limits)
         self.may = asyncio.Event()
 
-    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def apply(self, writes: Sequence[Write], batches: object = None) -> list[Outcome]:
         await self.may.wait()
         return await super().apply(writes)
 
@@ -147,7 +147,7 @@ class Odd(MemoryStore):
     shared = True
     beats = sweeps = 0
 
-    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def apply(self, writes: Sequence[Write], batches: object = None) -> list[Outcome]:
         outcomes = await super().apply(writes)
         return [
             Outcome((), TooManyKeys("a drop cannot be refused")) if isinstance(write, Drop) else outcome

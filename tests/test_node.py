@@ -43,7 +43,7 @@ class SlowStore(MemoryStore):
         self.batches = []
         self.down = False
 
-    async def apply(self, writes):
+    async def apply(self, writes, batches=None):
         self.batches.append(list(writes))
         await asyncio.sleep(0.002)
         if self.down:
@@ -423,7 +423,7 @@ async def test_a_store_that_is_down_fails_sets_with_an_error_of_their_own(node, 
 async def test_what_queues_behind_a_store_that_does_not_answer_waits_no_second_time(node):
     calls = 0
 
-    async def hangs(writes):
+    async def hangs(writes, batches):
         nonlocal calls
         calls += 1
         await asyncio.sleep(0.05)
@@ -598,7 +598,7 @@ async def test_what_was_cleared_at_the_end_is_with_the_layer_before_the_end(slow
 async def test_a_store_with_a_bug_answers_with_unavailable_and_stays_usable(node, caplog):
     apply = node.store.apply
 
-    async def broken(writes):
+    async def broken(writes, batches):
         raise ZeroDivisionError
 
     node.store.apply = broken
@@ -631,7 +631,7 @@ async def test_a_lease_is_given_back_only_by_a_node_that_owes_nothing(is_frozen,
         node = Node(Settings(), RedisStore(Limits(), url=server.url, prefix="p", timeout=0.5))
 
         def leases():
-            return server.command("ZRANGE", "{p:0}:leases", 0, -1)
+            return server.command("ZRANGE", "{p:v2:0}:leases", 0, -1)
 
         connection = Connection("ann", node, Direct(None, None))
         await until(leases)
@@ -663,7 +663,7 @@ async def test_a_lease_is_not_given_back_for_whoever_has_joined_meanwhile(layer)
         resign, joined = node.store.resign, []
 
         def lease():
-            return server.command("ZSCORE", "{p:0}:leases", node.id)
+            return server.command("ZSCORE", "{p:v2:0}:leases", node.id)
 
         async def late(*args):
             before = lease()
@@ -718,7 +718,7 @@ async def test_whoever_is_leaving_when_things_are_written_back_does_not_come_bac
     class Shared(SlowStore):
         shared = True
 
-        async def apply(self, writes):
+        async def apply(self, writes, batches=None):
             if any(isinstance(write, Drop) for write in writes):
                 dropping.set()
                 await may.wait()

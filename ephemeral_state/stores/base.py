@@ -17,7 +17,22 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
-from ..state import Change, Entry, Limits, Outcome, Page, Peer, Reason, Revision, Roll, Snapshot, Sweep, Topic, Write
+from ..state import (
+    Batches,
+    Change,
+    Entry,
+    Limits,
+    Outcome,
+    Page,
+    Peer,
+    Reason,
+    Revision,
+    Roll,
+    Snapshot,
+    Sweep,
+    Topic,
+    Write,
+)
 
 __all__ = ["KINDS", "History", "NodeStatus", "Owner", "Report", "Store", "Transition"]
 
@@ -118,12 +133,19 @@ class Store(ABC):
         return 0
 
     @abstractmethod
-    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def apply(self, writes: Sequence[Write], batches: Batches | None = None) -> list[Outcome]:
         """Carry out the writes in order, each atomically, and say what became of each.
 
         A refused write changes nothing and does not stop the others. The changes of one topic within
         one call have contiguous revisions.
+
+        `batches` is the writer's own, whose calls come one after another. With it, a call that has raised
+        `StoreUnavailable` changes nothing once a later one has returned, however late its request arrives. A writer
+        named like a node that was reaped is refused.
         """
+
+    async def settle(self, batches: Batches) -> None:  # noqa: B027 - a store in memory is never reached late
+        """Forbid that what the writer has given up is applied when it arrives late."""
 
     @abstractmethod
     async def snapshot(self, topic: Topic) -> Snapshot:

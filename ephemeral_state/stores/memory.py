@@ -16,12 +16,14 @@ from itertools import islice
 from typing import Any
 from uuid import uuid4
 
-from ..errors import EphemeralStateError, TooManyKeys
+from ..errors import EphemeralStateError, TooManyKeys, TopicTooLarge
 from ..state import (
+    Batches,
     Change,
     Clear,
     Drop,
     Entry,
+    Keep,
     Limits,
     Outcome,
     Page,
@@ -75,7 +77,7 @@ class MemoryStore(Store):
     def identity(self) -> str:
         return self._identity
 
-    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def apply(self, writes: Sequence[Write], batches: Batches | None = None) -> list[Outcome]:
         with self._lock:
             now = self._clock()
             return [self._outcome(write, now) for write in writes]
@@ -200,7 +202,7 @@ class MemoryStore(Store):
             self.limits.check(write)
             if isinstance(write, Set):
                 return Outcome((self._set(write, now),))
-            if isinstance(write, Restore):
+            if isinstance(write, Restore | Keep):
                 return Outcome()  # nothing is ever lost here
         except EphemeralStateError as error:
             return Outcome((), error)
@@ -219,8 +221,13 @@ class MemoryStore(Store):
                 raise TooManyKeys(
                     f"client {write.client} owns {owned} keys, the limit is {self.limits.max_keys_per_client}"
                 )
+        grown = len(write.key.encode()) + len(write.payload) - (record.size if record is not None else 0)
+        size = grown + (state.size if state is not None else 0)
+        if grown > 0 and size > self.limits.max_topic_bytes:
+            raise TopicTooLarge(f"the topic would have {size} bytes, the limit is {self.limits.max_topic_bytes}")
         if state is None:
             state = self._topics[write.topic] = _Topic(write.topic, self._next_epoch())
+        state.size = size
         if record is None:
             record = state.records[write.key] = _Record(state, write.key)
             self._count += 1
@@ -255,6 +262,7 @@ class MemoryStore(Store):
     def _remove(self, record: _Record, reason: Reason) -> Change:
         state = record.state
         self._unfile(record)
+        state.size -= record.size
         del state.records[record.key]
         self._count -= 1
         state.revision += 1
@@ -326,12 +334,13 @@ class MemoryStore(Store):
 class _Topic:
     """The entries of one topic and how often it has changed. It exists while it has entries."""
 
-    __slots__ = ("epoch", "records", "revision", "topic")
+    __slots__ = ("epoch", "records", "revision", "size", "topic")
 
     def __init__(self, topic: Topic, epoch: int) -> None:
         self.topic = topic
         self.epoch = epoch
         self.revision = 0
+        self.size = 0  # bytes of keys and payloads
         self.records: dict[str, _Record] = {}
 
 
@@ -347,6 +356,10 @@ class _Record:
     def __init__(self, state: _Topic, key: str) -> None:
         self.state = state
         self.key = key
+
+    @property
+    def size(self) -> int:
+        return len(self.key.encode()) + len(self.payload)
 
     def entry(self, now: int) -> Entry:
         left = None if self.deadline is None else (self.deadline - now) // _MS

@@ -20,10 +20,12 @@ from weakref import WeakKeyDictionary
 
 from ..errors import EphemeralStateError, NotConfigured, StoreUnavailable
 from ..state import (
+    Batches,
     Change,
     Clear,
     Drop,
     Entry,
+    Keep,
     Limits,
     Outcome,
     Page,
@@ -44,7 +46,8 @@ __all__ = ["RedisStore"]
 
 _HOUR_MS = 60 * 60 * 1000
 _KEY_TTL_MS = 24 * _HOUR_MS
-_EMPTY_TOPIC_TTL_MS = _HOUR_MS
+_FENCE_TTL_MS = _HOUR_MS  # far longer than TCP sends again what was not acknowledged
+_LAYOUT = "v2"  # of the keys: processes of another release must not take them for theirs
 _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' time
 _BROWSE_BUDGET = 5000  # and by one call
 _TOPICS_STEP = 200  # topics counted by one script
@@ -62,8 +65,8 @@ class RedisStore(Store):
     above it, and as many keys as are under way at once; and what it owns in a partition that does not answer is not
     counted.
 
-    Every key of ours expires 24 h after it was last written, 1 h for a topic without entries. So an entry without a
-    deadline is gone 24 h after it was last set, unless it is set again. Redis must not evict: with
+    Every key of ours expires 24 h after it was last written. So an entry without a deadline is gone 24 h after it was
+    last set, unless it is set again. Redis must not evict: with
     `maxmemory-policy noeviction` it refuses sets when it is full, and still carries out clears.
     """
 
@@ -99,10 +102,10 @@ class RedisStore(Store):
         if not 0 < timeout < math.inf:
             raise NotConfigured(f"timeout must be a number of seconds above 0, not {timeout!r}")
         self._prefix = prefix
-        self._roots = [f"{{{prefix}:{number}}}".encode() for number in range(partitions)]
+        self._roots = [f"{{{prefix}:{_LAYOUT}:{number}}}".encode() for number in range(partitions)]
         self._timeout = timeout
         self._clock = clock
-        self._ttls = (max(_KEY_TTL_MS, 2 * limits.max_ttl_ms), _EMPTY_TOPIC_TTL_MS)
+        self._key_ttl = max(_KEY_TTL_MS, 2 * limits.max_ttl_ms)
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._connections: WeakKeyDictionary[asyncio.AbstractEventLoop, _Kept] = WeakKeyDictionary()
@@ -121,7 +124,7 @@ class RedisStore(Store):
             has_moved = any(kept.connection.moved for kept in self._connections.values())
         return has_moved or any("master_name" in host for host in self._hosts)
 
-    async def apply(self, writes: Sequence[Write]) -> list[Outcome]:
+    async def apply(self, writes: Sequence[Write], batches: Batches | None = None) -> list[Outcome]:
         """As the contract says. Redis is busy for about 10 µs per write and per entry that a `Drop` removes.
 
         A write that Redis refuses by itself (a foreign value under one of its keys, no memory left) has
@@ -143,7 +146,7 @@ class RedisStore(Store):
         while rest:
             part, elsewhere = await self._cut([(index, writes[index]) for index in rest], until)
             try:
-                outcomes_of_part = await self._apply_part(part, elsewhere, until)
+                outcomes_of_part = await self._apply_part(part, elsewhere, until, batches)
                 answered = True
             except StoreUnavailable as error:
                 if not answered and len(part) == len(rest):
@@ -153,6 +156,10 @@ class RedisStore(Store):
                 outcomes[index] = outcome
             rest = rest[len(part) :]
         return outcomes
+
+    async def settle(self, batches: Batches) -> None:
+        until = self._until()
+        await asyncio.gather(*(self._apply_in(number, (), {}, until, batches) for number in batches.open_partitions))
 
     async def snapshot(self, topic: Topic) -> Snapshot:
         topic_id = wire.topic_id(topic)
@@ -187,7 +194,7 @@ class RedisStore(Store):
         until = self._until()
         share = max(1, limit // len(self._roots))
         answers = await _answers(
-            self._run(_SWEEP, number, until, share, *self._ttls) for number in range(len(self._roots))
+            self._run(_SWEEP, number, until, share, self._key_ttl) for number in range(len(self._roots))
         )
         sweeps = [Sweep((), _SWEEP_RETRY_MS) if data is None else wire.read_sweep(data) for data in answers]
         changes: list[Change] = [change for sweep in sweeps for change in sweep.changes]
@@ -253,8 +260,10 @@ class RedisStore(Store):
         """Two round trips. A node is linked while Redis sees it subscribed to a channel of its own: when the process
         is killed, that ends at once."""
         until = self._until()
-        data = await self._run(_BEAT, 0, until, node.encode(), lease_ms, info.encode(), self._ttls[0], stamp.encode())
+        data = await self._run(_BEAT, 0, until, node.encode(), lease_ms, info.encode(), self._key_ttl, stamp.encode())
         roll = wire.read_roll(data, {})
+        if roll.reaped:
+            return roll
         async with reaching(until, self._timeout):
             names = [node, *(peer.node for peer in roll.peers)]
             linked = await self._connection().linked([self._roots[0] + b":alive:" + name.encode() for name in names])
@@ -265,21 +274,19 @@ class RedisStore(Store):
         node = peer.node.encode()
 
         async def step(number: int, verb: bytes, what: bytes = b"") -> bytes:
-            return await self._run(_BURY, number, until, node, verb, what, _BURY_STEP, *self._ttls)
+            return await self._run(_BURY, number, until, node, verb, what, _BURY_STEP, self._key_ttl)
 
         await self._connection().find_masters()
-        claimed = wire.read_claim(await step(0, b"claim", peer.stamp.encode()))
-        if not claimed:
+        if await step(0, b"claim", peer.stamp.encode()) == b"\0":
             return ()
         changes: list[Change] = []
-        before = repr(claimed).encode()
         is_whole = True
         for number in range(len(self._roots)):
             more = True
             while more:
                 until = self._until()
                 try:
-                    data = await step(number, b"clear", before)
+                    data = await step(number, b"clear")
                 except StoreUnavailable:
                     # Those of the other partitions must be told. The node stays listed as dying, and somebody goes on.
                     is_whole = more = False
@@ -336,7 +343,7 @@ class RedisStore(Store):
 
     async def report(self, report: Report) -> None:
         packed = wire.pack_report(report)
-        await self._run(_REPORT, 0, self._until(), report.node.encode(), *packed, self._ttls[0], KEPT_TRANSITIONS)
+        await self._run(_REPORT, 0, self._until(), report.node.encode(), *packed, self._key_ttl, KEPT_TRANSITIONS)
 
     async def history(self, topic: Topic | None = None, key: str = "") -> History:
         start = b"" if topic is None else wire.pack_names((wire.topic_id(topic), wire.encoded(key)))
@@ -349,9 +356,9 @@ class RedisStore(Store):
         return self._roots
 
     async def maintain(self, script: Script, number: int, *args: bytes | int) -> bytes:
-        """Run a script of one's own in a partition. Followed by what every script of `lua/` gets that writes: after
-        how many ms an untouched key goes, and a topic without entries."""
-        return await self._run(script, number, self._until(), *self._ttls, *args)
+        """Run a script of one's own in a partition. Its arguments come after those of every script of `lua/` that
+        writes: the clock, and after how many ms an untouched key goes."""
+        return await self._run(script, number, self._until(), self._key_ttl, *args)
 
     async def close(self) -> None:
         with self._lock:
@@ -398,7 +405,11 @@ class RedisStore(Store):
         return writes, near
 
     async def _apply_part(
-        self, part: Sequence[tuple[int, Write]], elsewhere: Mapping[str, Sequence[int]], until: float
+        self,
+        part: Sequence[tuple[int, Write]],
+        elsewhere: Mapping[str, Sequence[int]],
+        until: float,
+        batches: Batches | None,
     ) -> dict[int, Outcome]:
         """Carry out the writes in their partitions. Raises `StoreUnavailable` only if no partition answers."""
         if len(self._roots) > 1:
@@ -406,18 +417,18 @@ class RedisStore(Store):
         places: defaultdict[int, list[tuple[int, Write]]] = defaultdict(list)
         for item in part:
             write = item[1]
-            if isinstance(write, Drop):
+            if isinstance(write, Drop | Keep):
                 for number in range(len(self._roots)):
                     places[number].append(item)
             else:
                 places[self._partition(wire.topic_id(write.topic))].append(item)
         if len(places) == 1:  # nothing to wait for side by side, and a task costs as much as ten writes
             ((number, items),) = places.items()
-            only = await self._apply_in(number, [write for _, write in items], elsewhere, until)
+            only = await self._apply_in(number, [write for _, write in items], elsewhere, until, batches)
             return {index: outcome for (index, _), outcome in zip(items, only, strict=True)}
         answers = await asyncio.gather(
             *(
-                self._apply_in(number, [write for _, write in items], elsewhere, until)
+                self._apply_in(number, [write for _, write in items], elsewhere, until, batches)
                 for number, items in places.items()
             ),
             return_exceptions=True,
@@ -434,12 +445,34 @@ class RedisStore(Store):
         return outcomes
 
     async def _apply_in(
-        self, number: int, writes: Sequence[Write], elsewhere: Mapping[str, Sequence[int]], until: float
+        self,
+        number: int,
+        writes: Sequence[Write],
+        elsewhere: Mapping[str, Sequence[int]],
+        until: float,
+        batches: Batches | None,
     ) -> list[Outcome]:
         packed = wire.pack_writes(
-            ((write, _elsewhere(elsewhere.get(write.client), number)) for write in writes), self.limits
+            ((write, _elsewhere(elsewhere.get(write.client), number)) for write in writes),
+            self.limits,
+            lambda topic: self._partition(topic) == number,
         )
-        args = (self.limits.max_keys_per_client, *self._ttls, packed)
+        limits = (self.limits.max_keys_per_client, self.limits.max_topic_bytes, self._key_ttl, _FENCE_TTL_MS)
+        if batches is None:
+            return await self._ask_to_apply(number, writes, until, *limits, b"", 0, b"", packed)
+        batch, is_first_after = batches.begin(number)
+        fence = (batches.writer.encode(), batch, b"1" if is_first_after else b"")
+        try:
+            outcomes = await self._ask_to_apply(number, writes, until, *limits, *fence, packed)
+        except BaseException:
+            batches.give_up(number, batch)
+            raise
+        batches.applied(number, batch)
+        return outcomes
+
+    async def _ask_to_apply(
+        self, number: int, writes: Sequence[Write], until: float, *args: bytes | int
+    ) -> list[Outcome]:
         try:
             return wire.read_outcomes(await self._run(_APPLY, number, until, *args), writes, self.limits)
         except StoreUnavailable as error:

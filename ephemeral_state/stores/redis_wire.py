@@ -9,16 +9,17 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from ..errors import StoreUnavailable, TooManyKeys
+from ..errors import StoreUnavailable, TooManyKeys, TopicTooLarge
 from ..state import (
     Change,
     Clear,
     Drop,
     Entry,
+    Keep,
     Limits,
     Outcome,
     Peer,
@@ -44,7 +45,6 @@ __all__ = [
     "pack_report",
     "pack_writes",
     "read_buried",
-    "read_claim",
     "read_cursor",
     "read_entry",
     "read_history",
@@ -63,11 +63,14 @@ __all__ = [
 ]
 
 _WRITE = struct.Struct(">cdIIII")
+_OWN, _FOREIGN = b"\1", b"\0"
 _HOME = struct.Struct(">IdI")
 _SIZE = struct.Struct(">I")
-_HEADER_SIZE: Final = 40
+_HEADER_SIZE: Final = 56
+_META_SIZE: Final = 32
 _NUMBER = struct.Struct(">d")
 _REVISION = struct.Struct(">dd")
+_META = struct.Struct(">dddd")
 _ROLL = struct.Struct(">dB")
 _NODE = struct.Struct(">dBB")
 
@@ -100,17 +103,27 @@ def pack_names(names: Iterable[bytes]) -> bytes:
     return b"".join([part for name in names for part in (_SIZE.pack(len(name)), name)])
 
 
-def pack_writes(writes: Iterable[tuple[Write, int]], limits: Limits) -> bytes:
-    """Writes that passed `Limits.check`, each with the number of keys its client owns in other partitions."""
+def pack_writes(
+    writes: Iterable[tuple[Write, int]], limits: Limits, is_here: Callable[[bytes], bool] = lambda topic: True
+) -> bytes:
+    """Writes that passed `Limits.check`, each with the number of keys its client owns in other partitions. `is_here`
+    tells whether a topic is in the partition that they go to."""
     parts: list[bytes] = []
     for write, elsewhere in writes:
         client = encoded(write.client)
         if isinstance(write, Drop):
-            parts += (_WRITE.pack(b"A" if write.abnormal else b"D", 0, len(client), 0, 0, 0), client)
+            op = b"A" if write.abnormal else b"D"
+            parts += (_WRITE.pack(op, 0, len(client), 0, 0, 0), client, _OWN if write.node else _FOREIGN)
+            continue
+        if isinstance(write, Keep):
+            named = ((topic_id(topic), key) for topic, key in write.entries)
+            kept = pack_names(topic + encoded(key) for topic, key in named if is_here(topic))
+            parts += (_WRITE.pack(b"K", 0, len(client), 0, 0, len(kept)), client, kept, _OWN)
             continue
         topic, key = topic_id(write.topic), encoded(write.key)
         if isinstance(write, Clear):
             parts += (_WRITE.pack(b"C", 0, len(client), len(topic), len(key), 0), client, topic, key)
+            parts.append(_OWN if write.node else _FOREIGN)
             continue
         lifetime = limits.lifetime_ms(write.ttl_ms)
         ttl = -1 if lifetime is None else lifetime
@@ -124,13 +137,18 @@ def pack_writes(writes: Iterable[tuple[Write, int]], limits: Limits) -> bytes:
 
 
 def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[Outcome]:
-    """The reply of `apply.lua` to these writes. Raises `StoreUnavailable` if Redis takes no writes at all."""
+    """The reply of `apply.lua` to these writes. Raises `StoreUnavailable` if Redis takes no writes at all, or not
+    these: they came too late, or their node was reaped."""
     outcomes: list[Outcome] = []
-    at = 0
+    if data[0] == 2:
+        raise StoreUnavailable("this process was taken for dead, and is about to write back what its connections own")
+    if data[0] == 0:
+        raise StoreUnavailable("the write arrived too late: it had been given up, and later ones were applied")
+    at = 1
     for write in writes:
         status = data[at]
         at += 1
-        if status == 1 and not isinstance(write, Drop):
+        if status == 1 and not isinstance(write, Drop | Keep):
             epoch, revision = _REVISION.unpack_from(data, at)
             at += 16
             outcomes.append(Outcome((_change(write, int(epoch), int(revision), limits),)))
@@ -145,8 +163,15 @@ def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[
             outcomes.append(Outcome((), _refusal(text)))
         elif status == 4:
             (count,) = _SIZE.unpack_from(data, at)
-            changes, at = _read_changes(data, at + 4, count, "disconnect")
+            changes, at = _read_changes(data, at + 4, count, "explicit" if isinstance(write, Keep) else "disconnect")
             outcomes.append(Outcome(changes))
+        elif status == 5:
+            (size,) = _NUMBER.unpack_from(data, at)
+            at += 8
+            message = f"the topic would have {size:.0f} bytes, the limit is {limits.max_topic_bytes}"
+            outcomes.append(Outcome((), TopicTooLarge(message)))
+        elif status == 6:
+            outcomes.append(Outcome(taken=True))
         else:
             outcomes.append(Outcome())
     return outcomes
@@ -164,7 +189,7 @@ def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
     fields = list(read_sizeds(data, 16))
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     stored = values.get(b"", b"")
-    epoch, revision = _REVISION.unpack(stored if len(stored) == 16 else bytes(16))
+    epoch, revision, _, _ = _META.unpack(stored if len(stored) == _META_SIZE else bytes(_META_SIZE))
     entries: list[Entry] = []
     # UTF-8 sorts as the decoded text does; sorting what is left to sort is cheaper in bytes.
     for field in sorted(values):
@@ -178,7 +203,7 @@ def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
 
 
 def read_revisions(data: bytes) -> list[Revision]:
-    return [Revision(int(epoch), int(revision)) for epoch, revision in _REVISION.iter_unpack(data)]
+    return [Revision(int(epoch), int(revision)) for epoch, revision, _, _ in _META.iter_unpack(data)]
 
 
 def read_roll(data: bytes, linked: Mapping[str, bool]) -> Roll:
@@ -191,12 +216,7 @@ def read_roll(data: bytes, linked: Mapping[str, bool]) -> Roll:
         stamp, at = _sized(data, at + 8)
         node, at = _sized(data, at)
         peers.append(Peer(node.decode(), left, linked.get(node.decode(), True), stamp.decode()))
-    return Roll(int(generation), bool(held), True, peers, own.decode())
-
-
-def read_claim(data: bytes) -> float:
-    (time,) = _NUMBER.unpack(data)
-    return float(time)
+    return Roll(int(generation), held == 1, True, peers, own.decode(), held == 2)
 
 
 def read_buried(data: bytes) -> tuple[bool, list[Change]]:

@@ -125,7 +125,7 @@ ALL = ["a", "b", "c", "d", "e"]
 
 
 def no_expiry(p):
-    for key in (p.topic(), p.key("client:ann"), p.key("deadlines"), p.key("node:n"), p.key("generation")):
+    for key in (p.topic(), p.key("client:ann"), p.key("deadlines"), p.key("node:n"), p.key("life")):
         p.redis.persist(key)
 
 
@@ -287,7 +287,8 @@ def test_who_turns_out_to_live_gets_back_what_the_doctor_took(patient, harm):
     harm(patient)
     assert patient.examine("--fix")[0] == 0
     assert "a" not in patient.keys(ROOM)
-    patient.do(Restore("ann", ROOM, "a", b"1", None, "n", at))
+    asyncio.run(patient.store.beat("n again", LEASE_MS, "{}"))
+    patient.do(Restore("ann", ROOM, "a", b"1", None, "n again", at))
     assert "a" in patient.keys(ROOM)
     assert patient.examine() == (0, {})
 
@@ -336,10 +337,10 @@ def test_a_foreign_index_is_reported_and_nothing_beside_it_is_repaired(patient):
 
 
 def test_keys_of_others_are_none_of_its_business(patient, prefix):
-    for key in (f"{prefix}:0:x", f"{{{prefix}:0}}x", f"{{{prefix}:7}}:topic:x", f"{{{prefix}x:0}}:index"):
+    for key in (f"{prefix}:0:x", f"{{{prefix}:v2:0}}x", f"{{{prefix}:v2:7}}:topic:x", f"{{{prefix}x:v2:0}}:index"):
         patient.redis.set(key, "x")
     assert patient.examine() == (0, {})
-    patient.redis.delete(f"{prefix}:0:x", f"{{{prefix}:0}}x", f"{{{prefix}x:0}}:index")
+    patient.redis.delete(f"{prefix}:0:x", f"{{{prefix}:v2:0}}x", f"{{{prefix}x:v2:0}}:index")
 
 
 def test_it_says_in_words_what_is_wrong_where(patient):
@@ -419,7 +420,7 @@ class Crowd:
                 await self.write(store, node)
                 await store.beat(node, LEASE_MS, "{}")
             if self.random.random() < 0.5:
-                await store.apply([Drop(f"{node}:{n}") for n in range(6)])
+                await store.apply([Drop(f"{node}:{n}", node=node) for n in range(6)])
                 await store.resign(node)
             else:
                 roll = await undertaker.beat(f"undertaker{number}", LEASE_MS, "{}")
@@ -439,9 +440,9 @@ class Crowd:
                 ttl = self.random.choice([None, None, 1, 30, 60_000])
                 writes.append(Set(client(), topic, key, b"x", ttl, node, self.random.choice([0, 0, 20])))
             elif kind < 0.85:
-                writes.append(Clear(client(), topic, key))
+                writes.append(Clear(client(), topic, key, node))
             else:
-                writes.append(Drop(client(), self.random.random() < 0.5))
+                writes.append(Drop(client(), self.random.random() < 0.5, node))
         await store.apply(writes)
         await store.sweep()
         self.writes += len(writes)
@@ -521,9 +522,9 @@ async def test_a_hundred_thousand_entries_are_examined_and_repaired_in_short_ste
         for first in range(0, len(sets), 1000):
             await store.apply(sets[first : first + 1000])
         assert await store.count() == 100_000
-        server.command("ZREM", "{p:0}:leases", "homeless")
-        server.command("ZADD", "{p:0}:leases", 1, "overdue")
-        server.command("ZREMRANGEBYRANK", "{p:0}:index", 0, 999)
+        server.command("ZREM", "{p:v2:0}:leases", "homeless")
+        server.command("ZADD", "{p:v2:0}:leases", 1, "overdue")
+        server.command("ZREMRANGEBYRANK", "{p:v2:0}:index", 0, 999)
         checkup, meter = Checkup(store), Meter(server, store)
         found = [fault async for faults in checkup.look() for fault in faults]
         kinds = Counter(fault.kind for fault in found)

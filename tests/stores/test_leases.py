@@ -143,8 +143,8 @@ async def test_a_funeral_goes_on_without_those_who_have_come_back_meanwhile(shar
             store._run = run  # type: ignore[attr-defined]
             shared.advance(10)
             stamp = Revision(change[0].epoch, change[0].revision)
-            await shared.changes(Restore("back", ROOM, "back", b"", None, "n", stamp))
-            await shared.changes(Set("new", ROOM, "new", b"", None, "n"))
+            await shared.changes(Restore("back", ROOM, "back", b"", None, "n again", stamp))
+            await shared.changes(Set("new", ROOM, "new", b"", None, "n again"))
         return bytes(await run(script, number, until, *args))
 
     store._run = wakes  # type: ignore[attr-defined]
@@ -212,12 +212,14 @@ async def test_what_a_woken_node_writes_back_survives_its_own_funeral(shared: Wo
     peer = (await beat(shared, "other"))["n"]
     assert len(await shared.store.bury(peer)) == 1
     shared.advance(10)
-    assert not (await shared.store.beat("n", 12_000, "{}")).held
-    await shared.changes(Restore("c", ROOM, "k", b"", None, "n", Revision(change[0].epoch, change[0].revision)))
+    assert (await shared.store.beat("n", 12_000, "{}")).reaped
+    assert not (await shared.store.beat("n again", 12_000, "{}")).reaped
+    stamp = Revision(change[0].epoch, change[0].revision)
+    await shared.changes(Restore("c", ROOM, "k", b"", None, "n again", stamp))
     assert not await shared.store.bury(peer)
     assert await shared.keys() == ["k"]
     shared.advance(20_000)
-    assert len(await shared.store.bury((await beat(shared, "other"))["n"])) == 1
+    assert len(await shared.store.bury((await beat(shared, "other"))["n again"])) == 1
 
 
 @runs
@@ -345,7 +347,7 @@ async def test_a_lease_that_is_not_as_its_node_left_it_is_not_held(shared: World
     assert second.held
     assert second.stamp != first.stamp
     with redis.Redis.from_url(redis_url) as client:  # as if it had gone back to where it was before
-        client.zadd(f"{{{prefix}:0}}:leases", {"n": float(first.stamp)})
+        client.zadd(f"{{{prefix}:v2:0}}:leases", {"n": float(first.stamp)})
     told = await shared.store.beat("n", 1000, "{}", second.stamp)
     assert not told.held
     assert (await shared.store.beat("n", 1000, "{}", told.stamp)).held
@@ -371,7 +373,7 @@ async def test_a_lost_answer_is_no_lost_lease_unless_it_said_so(shared: World) -
 @runs
 async def test_it_is_known_who_is_at_home_at_a_node(shared: World) -> None:
     sets = [Set(f"c{n}", Topic("", f"{n}"), "k", b"", None, "n" if n % 2 else "m") for n in range(20)]
-    await shared.changes(*sets, Drop("c1"))
+    await shared.changes(*sets, Drop("c1", node="n"))
     assert sorted(await shared.store.clients("n")) == sorted(f"c{n}" for n in range(3, 20, 2))
     assert await shared.store.clients("nobody") == []
 
@@ -452,10 +454,10 @@ async def test_a_beat_keeps_what_is_known_of_the_node_and_giving_back_the_lease_
     await store.apply([Set("c", ROOM, "k", b"", None, "n")])
     await store.report(Report("n", {}, (), {"c": "{}"}))
     with redis.Redis.from_url(redis_url) as client:
-        names = [f"{{{prefix}:0}}:{name}" for name in ("leases", "nodes", "node:n", "who:n", "homes", "generation")]
+        names = [f"{{{prefix}:v2:0}}:{name}" for name in ("leases", "nodes", "node:n", "who:n", "homes", "life")]
         for name in names:
             assert client.pexpire(name, 60_000)
         await store.beat("n", 12_000, "{}")
         assert all(client.pttl(name) > 60_000 for name in names)
         await store.resign("n")
-        assert not client.exists(f"{{{prefix}:0}}:who:n")
+        assert not client.exists(f"{{{prefix}:v2:0}}:who:n")

@@ -290,7 +290,7 @@ async def test_a_server_that_is_not_the_one_to_ask_any_more_is_left_by_the_first
         await world.changes(Set("ann", ROOM, "k"), Clear("ann", ROOM, "no such key"))
         await asyncio.gather(*(world.set(f"c{n}", f"k{n}") for n in range(5)))
         assert {entry.key for entry in await world.entries()} == {"k", *(f"k{n}" for n in range(5))}
-        assert new.command("HLEN", b"{ephemeral:0}:topic:" + wire.topic_id(ROOM)) == 1 + 2 * 6
+        assert new.command("HLEN", b"{ephemeral:v2:0}:topic:" + wire.topic_id(ROOM)) == 1 + 2 * 6
 
 
 @wrong_servers
@@ -301,7 +301,7 @@ async def test_a_node_moves_its_lease_and_its_link_to_the_new_server(how):
         assert not (await world.store.beat("n1", 60_000, "{}")).linked  # it was not there yet
         roll = await world.store.beat("n1", 60_000, "{}")
         assert roll.linked
-        assert new.command("PUBSUB", "NUMSUB", "{ephemeral:0}:alive:n1")[1] == 1
+        assert new.command("PUBSUB", "NUMSUB", "{ephemeral:v2:0}:alive:n1")[1] == 1
         assert world.store.moves is (how is not CANNED[1]), "who has not moved yet must not be taken for dead"
 
 
@@ -324,7 +324,7 @@ async def test_a_client_cannot_make_a_refusal_look_like_that_of_a_wrong_server()
         async with Front(server) as front:
             world = World(RedisStore(Limits(), url=front.url), None)
             topic = Topic("", "Redis refused: READONLY x")
-            server.command("SET", b"{ephemeral:0}:topic:" + wire.topic_id(topic), "foreign")
+            server.command("SET", b"{ephemeral:v2:0}:topic:" + wire.topic_id(topic), "foreign")
             outcomes = await world.apply(Set("ann", topic, "READONLY "), Set("ann", ROOM, "k"))
             assert "WRONGTYPE" in str(outcomes[0].error)
             assert [change.revision for change in outcomes[1].changes] == [1], "the batch was carried out once"

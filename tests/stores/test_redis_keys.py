@@ -12,6 +12,7 @@ from ephemeral_state.errors import NotConfigured, StoreUnavailable
 from ephemeral_state.state import Clear, Drop, Limits, Revision, Set, Topic
 from ephemeral_state.stores import redis_wire as wire
 from ephemeral_state.stores.redis import RedisStore
+from tests.conformance import ManualClock
 from tests.redis_server import RedisServer
 from tests.stores.world import ROOM, World, runs
 
@@ -39,7 +40,7 @@ def world(redis_url, prefix):
 
 @pytest.fixture
 def topic_key(prefix):
-    return lambda topic: f"{{{prefix}:0}}:topic:{topic.namespace}\0\0{topic.name}\0\0"
+    return lambda topic: f"{{{prefix}:v2:0}}:topic:{topic.namespace}\0\0{topic.name}\0\0"
 
 
 def shown(key):
@@ -48,7 +49,7 @@ def shown(key):
 
 @pytest.fixture
 def client_key(prefix):
-    return lambda client: f"{{{prefix}:0}}:client:{client}"
+    return lambda client: f"{{{prefix}:v2:0}}:client:{client}"
 
 
 @runs
@@ -61,13 +62,15 @@ async def test_every_key_expires_by_itself(world, keys, server):
         Clear("bob", OTHER, "c"),
     )
     await world.store.sweep()
-    assert len(keys()) == 7
+    assert len(keys()) == 8
     for key in keys():
-        assert 23 * HOUR_MS < server.pttl(key) <= 24 * HOUR_MS
+        # What was removed is noted only while the store recovers from a loss, as at the beginning of its life.
+        most = 30_000 if key.endswith(b":gone") else 24 * HOUR_MS
+        assert 0.9 * most < server.pttl(key) <= most
 
 
 @runs
-async def test_after_everybody_left_only_revisions_stay_for_an_hour(world, keys, server):
+async def test_after_everybody_left_nothing_stays_but_the_life_of_the_store(world, keys, server):
     sets = [Set(f"c{n % 3}", Topic("n", f"t{n % 4}"), f"k{n}", b"x", 1 if n % 5 == 0 else None) for n in range(40)]
     await world.changes(*sets)
     await world.changes(*(Clear(write.client, write.topic, write.key) for write in sets[:7]))
@@ -76,13 +79,20 @@ async def test_after_everybody_left_only_revisions_stay_for_an_hour(world, keys,
             break
     await world.changes(*(Drop(f"c{n}") for n in range(3)))
     assert await world.store.count() == 0
-    topics = [key for key in keys() if not key.endswith(b":generation")]
-    assert len(topics) == 4
-    assert len(keys()) == 5  # the other one is when this life of the store began; it, too, expires by itself
-    for key in topics:
-        assert b":topic:" in key
-        assert server.hlen(key) == 1
-        assert 0 < server.pttl(key) <= HOUR_MS
+    assert {key.rpartition(b":")[2] for key in keys()} <= {b"life", b"gone"}
+
+
+@runs
+async def test_topics_that_are_empty_again_take_no_memory(redis_url, prefix, server):
+    world = World(RedisStore(Limits(max_keys_per_client=10**6), url=redis_url, prefix=prefix, timeout=20), None)
+    await world.set("ann", "k")
+    server.hset(f"{{{prefix}:v2:0}}:life", "recovers", 0)
+    before = server.info("memory")["used_memory"]
+    for first in range(0, 100_000, 250):
+        topics = [Topic("", f"passing {n}") for n in range(first, first + 250)]
+        await world.changes(*(Set("bob", topic, "k", b"x") for topic in topics))
+        await world.changes(*(Clear("bob", topic, "k") for topic in topics))
+    assert server.info("memory")["used_memory"] - before < 1_000_000
 
 
 @runs
@@ -94,11 +104,17 @@ async def test_a_long_max_ttl_lengthens_the_last_resort(redis_url, prefix, serve
 
 
 @runs
-async def test_revisions_go_on_after_a_topic_was_empty(world):
-    first = await world.set("ann", "k")
-    await world.drop("ann")
-    again = await world.set("ann", "k")
-    assert (again.epoch, again.revision) == (first.epoch, 3)
+async def test_a_topic_that_was_empty_begins_a_larger_epoch_whatever_the_clock_does(redis_url, prefix):
+    clock = ManualClock()
+    world = World(RedisStore(Limits(), url=redis_url, prefix=prefix, clock=clock, timeout=20), clock)
+    epochs = []
+    for step_ms in (0, 10, -600_000, 0, 5):
+        world.advance(step_ms)
+        change = await world.set("ann", "k")
+        assert change.revision == 1
+        epochs.append(change.epoch)
+        await world.drop("ann")
+    assert epochs == sorted(set(epochs))
 
 
 @runs
@@ -173,7 +189,7 @@ async def test_a_foreign_value_in_place_of_what_a_client_owns_harms_that_client_
 @pytest.mark.parametrize("name", ["deadlines", "index"])
 @runs
 async def test_a_foreign_value_under_an_index_is_named(world, server, prefix, name):
-    key = f"{{{prefix}:0}}:{name}"
+    key = f"{{{prefix}:v2:0}}:{name}"
     server.set(key, "somebody else's", ex=60)
     with pytest.raises(StoreUnavailable, match="WRONGTYPE") as caught:
         await world.set("ann", "k")
@@ -210,7 +226,7 @@ async def test_a_drop_asks_each_entry_who_owns_it(world, server, client_key):
 @runs
 async def test_a_sweep_asks_each_entry_for_its_deadline(world, server, prefix):
     await world.set("ann", "k")
-    deadlines = f"{{{prefix}:0}}:deadlines"
+    deadlines = f"{{{prefix}:v2:0}}:deadlines"
     (entry,) = server.zrange(deadlines, 0, -1)
     server.zadd(deadlines, {entry: 1})
     assert not (await world.store.sweep()).changes
@@ -229,7 +245,7 @@ async def test_half_an_entry_is_none_and_harms_no_other(world, server, prefix, t
     assert await world.keys() == ["l"]
     await world.changes(Clear("bob", ROOM, "k"), Set("bob", ROOM, "m"))
     deadline = time.monotonic() + 5
-    while server.zscore(f"{{{prefix}:0}}:deadlines", wire.topic_id(ROOM) + b"k") is not None:
+    while server.zscore(f"{{{prefix}:v2:0}}:deadlines", wire.topic_id(ROOM) + b"k") is not None:
         await world.store.sweep()
         assert time.monotonic() < deadline
     assert await world.keys() == ["l", "m"]
@@ -246,8 +262,8 @@ async def test_half_an_entry_is_none_and_harms_no_other(world, server, prefix, t
 @runs
 async def test_a_malformed_member_of_an_index_breaks_nothing(world, server, prefix, client_key, member):
     await world.changes(Set("ann", ROOM, "k", b"x", 1), Set("bob", ROOM, "l"))
-    server.zadd(f"{{{prefix}:0}}:deadlines", {member: 1})
-    server.zadd(f"{{{prefix}:0}}:index", {member: 0})
+    server.zadd(f"{{{prefix}:v2:0}}:deadlines", {member: 1})
+    server.zadd(f"{{{prefix}:v2:0}}:index", {member: 0})
     server.sadd(client_key("bob"), member)
     deadline = time.monotonic() + 5
     changes = []

@@ -3,47 +3,60 @@
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
 --   ARGV[2]  node
 --   ARGV[3]  'claim': only take the lease, unless it was renewed since it had the stamp ARGV[4]
---            'clear': clear clients last written for before the time ARGV[4], in µs, until ARGV[5] of
---            their entries, or clients, were looked at
+--            'clear': refuse every later batch of the node, and clear its clients until ARGV[5] of their entries, or
+--            clients, were looked at
 --            'done': forget the node
---   ARGV[6]  ms after which an untouched key of ours goes      ARGV[7]  the same for a topic without entries
+--   ARGV[6]  ms after which an untouched key of ours goes
 --
--- Returns, packed: claim: the time of the claim in µs, 0 if it failed. clear: 1 if there is more, then the changes.
+-- Returns, packed: claim: 1 if the node is to be cleared, 0 if it has renewed its lease or is gone. clear: 1 if there is
+-- more, then the changes.
+
+local node = ARGV[2]
+
+local function fence()
+  -- The node may be frozen, and its writes under way: it comes back by another name.
+  redis.call('SET', fence_key(node), 'inf', 'PX', ARGV[6])
+end
 
 local now = now_us()
 if ARGV[3] == 'claim' then
-  if redis.call('ZSCORE', LEASES, ARGV[2]) == ARGV[4] then
-    redis.call('ZREM', LEASES, ARGV[2])
-    redis.call('HDEL', NODES, ARGV[2])
-    redis.call('ZADD', DYING, now, ARGV[2])
+  if redis.call('ZSCORE', LEASES, node) == ARGV[4] then
+    fence()
+    redis.call('ZREM', LEASES, node)
+    redis.call('HDEL', NODES, node)
+    redis.call('ZADD', DYING, now, node)
     redis.call('PEXPIRE', DYING, ARGV[6])
-    return struct.pack('>d', now)
   end
-  -- Somebody took it, and may have died over it: whoever comes by goes on.
-  return struct.pack('>d', tonumber(redis.call('ZSCORE', DYING, ARGV[2]) or 0))
+  -- Or somebody took it, and may have died over it: the next node goes on.
+  return struct.pack('B', redis.call('ZSCORE', DYING, node) and 1 or 0)
 end
 if ARGV[3] == 'done' then
-  redis.call('ZREM', DYING, ARGV[2])
-  if not redis.call('ZSCORE', LEASES, ARGV[2]) then
-    redis.call('DEL', who_key(ARGV[2]))
+  redis.call('ZREM', DYING, node)
+  if not redis.call('ZSCORE', LEASES, node) then
+    redis.call('DEL', who_key(node))
   end
   return ''
 end
+fence()
 local limit = tonumber(ARGV[5])
-local clients = redis.call('ZRANGEBYSCORE', node_key(ARGV[2]), '-inf', ARGV[4], 'LIMIT', 0, limit)
+local clients = redis.call('ZRANGE', node_key(node), 0, limit - 1)
 local changes, looked, more = {}, 0, #clients == limit and 1 or 0
 for _, client in ipairs(clients) do
   if looked >= limit then
     more = 1
     break
   end
-  local count, packed, owned = drop_client(now, client, true, buried_key(ARGV[2]))
-  redis.call('ZREM', node_key(ARGV[2]), client)
+  local count, packed, owned = drop_client(now, client, true, function(entry)
+    note_reaped(entry, client)
+  end)
+  if redis.call('HGET', HOMES, client) == node then
+    redis.call('HDEL', HOMES, client)
+  end
+  redis.call('ZREM', node_key(node), client)
   looked = looked + 1 + (owned or 0)
   if count then
     changes[#changes + 1] = packed
   end
 end
-redis.pcall('PEXPIRE', buried_key(ARGV[2]), ARGV[7])
-finish(tonumber(ARGV[6]), tonumber(ARGV[7]))
+finish(tonumber(ARGV[6]))
 return struct.pack('B', more) .. table.concat(changes)

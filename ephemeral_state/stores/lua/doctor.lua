@@ -2,11 +2,11 @@
 -- is right again is left alone.
 --
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
---   ARGV[2]  ms after which an untouched key of ours goes      ARGV[3]  the same for a topic without entries
---   ARGV[4]  'look', 'again' or 'repair'      ARGV[5]  the nodes that have a lease or are being buried, packed
---   ARGV[6]  look: where, packed: cursor, key. Otherwise the faults, packed: kind, place, member
---   ARGV[7]  look: elements to look at, at most; repair: entries of clients to look at before the rest is left
---   ARGV[8]  look: elements to read from a key at once
+--   ARGV[2]  ms after which an untouched key of ours goes
+--   ARGV[3]  'look', 'again' or 'repair'      ARGV[4]  the nodes that have a lease or are being buried, packed
+--   ARGV[5]  look: where, packed: cursor, key. Otherwise the faults, packed: kind, place, member
+--   ARGV[6]  look: elements to look at, at most; repair: entries of clients to look at before the rest is left
+--   ARGV[7]  look: elements to read from a key at once
 --
 -- Returns, packed: look: the faults as above, and with kind '' what was not looked at yet: cursor, key.
 -- Otherwise per fault a byte, 0 right by now, 1 wrong, 2 repaired, 3 not reached, for this has taken long enough; then,
@@ -30,12 +30,12 @@
 --   'f'   key             it is none of ours: another type, or another name
 
 local now = now_us()
-local key_ttl_ms, empty_ttl_ms = tonumber(ARGV[2]), tonumber(ARGV[3])
+local key_ttl_ms = tonumber(ARGV[2])
 
 local living, position = {}, 1
-while position <= #ARGV[5] do
+while position <= #ARGV[4] do
   local node
-  node, position = struct.unpack('>I4c0', ARGV[5], position)
+  node, position = struct.unpack('>I4c0', ARGV[4], position)
   living[node] = true
 end
 
@@ -59,11 +59,14 @@ local function find(entry)
 end
 
 local EXACT = {
-  deadlines = 'zset', index = 'zset', homes = 'hash', generation = 'string', leases = 'zset', nodes = 'hash',
+  deadlines = 'zset', index = 'zset', homes = 'hash', life = 'hash', gone = 'hash', leases = 'zset', nodes = 'hash',
   dying = 'zset', recent = 'list',
 }
 
-local TYPES = {topic = 'hash', client = 'set', node = 'zset', buried = 'hash', who = 'hash', minute = 'hash'}
+local TYPES = {
+  topic = 'hash', client = 'set', taken = 'hash', node = 'zset', fence = 'string', reaped = 'hash', who = 'hash',
+  minute = 'hash',
+}
 
 local function is_topic(topic)
   local _, namespace_end = string.find(topic, '\0\0', 1, true)
@@ -98,7 +101,7 @@ end
 
 function wrong.v(topic)
   local stored = try('HGET', topic_key(topic), '')
-  return (try('HLEN', topic_key(topic)) or 0) > 0 and not (stored and #stored == 16)
+  return (try('HLEN', topic_key(topic)) or 0) > 0 and not (stored and #stored == META_SIZE)
 end
 
 function wrong.i(entry)
@@ -176,13 +179,20 @@ local repair = {}
 function repair.b(topic, key)
   local head = try('HGET', topic_key(topic), 'h' .. key)
   -- Subscribers may have seen it, so it goes as any entry does.
-  changes[#changes + 1] = remove(now, topic, key, head and #head >= HEADER_SIZE and owner_of(head) or '')
+  changes[#changes + 1] = remove(topic, key, as_header(head) or header(0, 0, 0, 0, 0, 0, 0, ''))
 end
 
 function repair.v(topic)
-  local epoch, revision = next_revision(nil, now)
-  redis.call('HSET', topic_key(topic), '', struct.pack('>dd', epoch, revision))
-  touched.topics[topic_key(topic)] = true
+  local epoch, revision = next_meta(nil)
+  local bytes, digest = 0, 0
+  for _, field in ipairs(redis.call('HKEYS', topic_key(topic))) do
+    local head = string.sub(field, 1, 1) == 'h' and as_header(redis.call('HGET', topic_key(topic), field))
+    if head then
+      bytes, digest = bytes + size_of(head), (digest + mixed(changed_of(head))) % 4294967296
+    end
+  end
+  redis.call('HSET', topic_key(topic), '', struct.pack('>dddd', epoch, revision, bytes, digest))
+  touched.topics[topic_key(topic)], touched.any = true, true
 end
 
 function repair.i(entry)
@@ -206,7 +216,7 @@ end
 
 function repair.o(entry)
   local topic, key, head = find(entry)
-  changes[#changes + 1] = remove(now, topic, key, owner_of(head))
+  changes[#changes + 1] = remove(topic, key, head)
 end
 
 function repair.I(entry)
@@ -234,8 +244,10 @@ function repair.n(node, client)
 end
 
 function repair.H(client, node)
-  local count, packed, owned = drop_client(now, client, true, buried_key(node))
-  try('PEXPIRE', buried_key(node), empty_ttl_ms)
+  local count, packed, owned = drop_client(now, client, true, function(entry)
+    note_reaped(entry, client)
+  end)
+  leave_home(client)
   try('ZREM', node_key(node), client)
   looked_at = looked_at + 1 + (owned or 0)
   if count then
@@ -248,8 +260,7 @@ function repair.N(node)
 end
 
 function repair.t(key)
-  local is_empty = try('HLEN', key) == 1 and string.find(key, root .. ':topic:', 1, true) == 1
-  redis.call('PEXPIRE', key, is_empty and empty_ttl_ms or key_ttl_ms)
+  redis.call('PEXPIRE', key, key_ttl_ms)
 end
 
 local out = {}
@@ -318,7 +329,7 @@ local function look(cursor, key)
     return '0', 1
   end
   local scan, stride = SCANS[is][1], SCANS[is][2]
-  local page = try(scan, key, cursor, 'COUNT', ARGV[8])
+  local page = try(scan, key, cursor, 'COUNT', ARGV[7])
   if not page then
     return '0', 1
   end
@@ -328,12 +339,12 @@ local function look(cursor, key)
   return page[1], 1 + #page[2] / stride
 end
 
-if ARGV[4] == 'look' then
+if ARGV[3] == 'look' then
   local looked, at = 0, 1
-  while at <= #ARGV[6] do
+  while at <= #ARGV[5] do
     local cursor, key
-    cursor, key, at = struct.unpack('>I4c0I4c0', ARGV[6], at)
-    if looked < tonumber(ARGV[7]) then
+    cursor, key, at = struct.unpack('>I4c0I4c0', ARGV[5], at)
+    if looked < tonumber(ARGV[6]) then
       local spent
       cursor, spent = look(cursor, key)
       looked = looked + spent
@@ -352,14 +363,14 @@ for key, command in pairs({[DEADLINES] = 'ZCARD', [INDEX] = 'ZCARD', [HOMES] = '
   is_usable = is_usable and try(command, key) ~= nil
 end
 local at = 1
-while at <= #ARGV[6] do
+while at <= #ARGV[5] do
   local kind, place, member, status
-  kind, place, member, at = struct.unpack('>I4c0I4c0I4c0', ARGV[6], at)
-  if looked_at >= tonumber(ARGV[7]) then
+  kind, place, member, at = struct.unpack('>I4c0I4c0I4c0', ARGV[5], at)
+  if looked_at >= tonumber(ARGV[6]) then
     status = 3
   elseif not wrong[kind](place, member) then
     status = 0
-  elseif ARGV[4] == 'repair' and repair[kind] and is_usable then
+  elseif ARGV[3] == 'repair' and repair[kind] and is_usable then
     repair[kind](place, member)
     status = wrong[kind](place, member) and 1 or 2
   else
@@ -367,5 +378,5 @@ while at <= #ARGV[6] do
   end
   out[#out + 1] = struct.pack('B', status)
 end
-finish(key_ttl_ms, empty_ttl_ms)
+finish(key_ttl_ms)
 return table.concat(out) .. table.concat(changes)

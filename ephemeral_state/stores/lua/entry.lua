@@ -10,7 +10,7 @@ local values = redis.pcall('HMGET', topic_key(ARGV[2]), head, payload)
 if failed(values) then
   return redis.error_reply(at_key(values, topic_key(ARGV[2])))
 end
-local out = struct.pack('>dd', now_us(), generation())
+local out = struct.pack('>dd', now_us(), life.born)
 if values[1] and values[2] then
   out = out .. sized(head) .. sized(values[1]) .. sized(payload) .. sized(values[2])
 end

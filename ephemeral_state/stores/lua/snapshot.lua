@@ -9,7 +9,7 @@ local fields = redis.pcall('HGETALL', topic_key(ARGV[2]))
 if failed(fields) then
   return redis.error_reply(at_key(fields, topic_key(ARGV[2])))
 end
-local out = {struct.pack('>dd', now_us(), generation())}
+local out = {struct.pack('>dd', now_us(), life.born)}
 for _, bytes in ipairs(fields) do
   out[#out + 1] = struct.pack('>I4', #bytes)
   out[#out + 1] = bytes

@@ -2,7 +2,7 @@
 --
 --   KEYS[1]  root (see common.lua)            ARGV[1]  clock (see common.lua)
 --   ARGV[2]  most entries to remove
---   ARGV[3]  ms after which an untouched key of ours goes      ARGV[4]  the same for a topic without entries
+--   ARGV[3]  ms after which an untouched key of ours goes
 --
 -- Returns, packed: ms until the earliest deadline left (0: call again now, -1: there is none), then the changes,
 -- each behind a byte: 1 if its owner is gone, and it was the grace that ended.
@@ -21,13 +21,13 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', before, 'L
     -- An entry without a deadline is here when its last resort has come: its owner can only be gone.
     local deadline = deadline_of(head)
     if deadline < now or deadline == math.huge then
-      changes[#changes + 1] = struct.pack('B', grace_of(head) < 0 and 1 or 0) .. remove(now, topic, key, owner_of(head))
+      changes[#changes + 1] = struct.pack('B', grace_of(head) < 0 and 1 or 0) .. remove(topic, key, head)
     else
       redis.call('ZADD', DEADLINES, deadline, entry)
     end
   end
 end
-finish(tonumber(ARGV[3]), tonumber(ARGV[4]))
+finish(tonumber(ARGV[3]))
 
 local next_ms = -1
 local first = redis.call('ZRANGE', DEADLINES, 0, 0, 'WITHSCORES')
