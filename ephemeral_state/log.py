@@ -24,6 +24,7 @@ COUNTED: Final = (
     "message_ignored",
     "node_dead",
     "node_ends_late",
+    "node_reaped",
     "not_configured",
     "policy_failed",
     "publishing_trouble",

@@ -26,7 +26,7 @@ from .journal import Journal
 from .lease import Lease, new_node
 from .protocol import Event
 from .shutdown import Signals, before_reactor_stops
-from .state import Change, Clear, Drop, Keep, Outcome, Peer, Restore, Set, Topic, Write
+from .state import Change, Clear, Drop, Keep, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
 from .tracing import span
 from .writer import Writer
@@ -312,6 +312,10 @@ class Node:
                 self._belongings.wrote(write, (), 0)
             self._pay_soon()
 
+    def _pay_off(self, write: Write, error: EphemeralStateError | None) -> None:
+        if isinstance(write, Clear | Drop) or (isinstance(write, Set) and error is None):
+            self._owed.pop(_what(write), None)
+
     def _pay_soon(self) -> None:
         if self._paying is None:
             self._paying = asyncio.get_running_loop().create_task(self._pay())
@@ -345,9 +349,8 @@ class Node:
         for write, (changes, error, taken) in zip(writes, outcomes, strict=True):
             if error is None and self._belongings is not None:
                 self._belongings.wrote(write, changes, now, taken=taken)
-            if self._owed and not isinstance(error, StoreUnavailable) and not isinstance(write, Restore | Keep):
-                if error is None or not isinstance(write, Set):
-                    self._owed.pop(_what(write), None)
+            if self._owed and not isinstance(error, StoreUnavailable):
+                self._pay_off(write, error)
             if isinstance(write, Drop):
                 someone_lost = someone_lost or write.abnormal
             elif not isinstance(write, Clear | Keep):

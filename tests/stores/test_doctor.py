@@ -97,7 +97,7 @@ def patient(request, redis_url, prefix, settings, monkeypatch):
         "OPTIONS": patient.options,
     }
 
-    async def publish(layer, changes):
+    async def publish(layer, changes, store):
         patient.told += changes
         return []
 

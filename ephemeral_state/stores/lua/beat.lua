@@ -11,13 +11,8 @@ local node = ARGV[2]
 if tonumber(redis.call('GET', fence_key(node)) or nil) == math.huge then
   return struct.pack('>dB', life.born, 2) .. sized('')
 end
--- A clock that was put back goes on from where it was.
-if now_us() < life.seen then
-  set_life('offset', life.offset + life.seen - now_us())
-  time_us = life.seen
-end
+keep_clock()
 local now = now_us()
-set_life('seen', now)
 -- A later lease than the node was told of is from its own earlier heartbeat, whose reply was lost. Half a µs in it marks
 -- a lease that was made anew after a loss, or after the store had gone back, and whose node has not been told so.
 local known, found = tonumber(ARGV[6]), tonumber(redis.call('ZSCORE', LEASES, node) or nil)

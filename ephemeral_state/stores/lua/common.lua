@@ -95,7 +95,7 @@ end
 --             that no later change has the stamp of one that was lost
 --   epoch     the last epoch that was given to a topic: epochs never repeat, whatever the clock does
 --   recovers  until when what is removed is noted, for nodes that still have to write back
---   offset    added to TIME so that the clock never goes back;  seen: the latest time that a heartbeat has seen
+--   offset    added to TIME so that the clock never goes back;  seen: see `keep_clock`
 local LIFE_FIELDS = {'born', 'floor', 'epoch', 'recovers', 'offset', 'seen'}
 local life, life_changed = {}, {}
 do
@@ -122,6 +122,15 @@ local function now_us()
     time_us = tonumber(time) + life.offset
   end
   return time_us
+end
+
+-- A clock that was put back goes on from where it was: at the latest time that a heartbeat or a sweep has seen.
+local function keep_clock()
+  if now_us() < life.seen then
+    set_life('offset', life.offset + life.seen - now_us())
+    time_us = life.seen
+  end
+  set_life('seen', now_us())
 end
 
 local function is_recovering()

@@ -7,6 +7,10 @@
 -- Returns, packed: ms until the earliest deadline left (0: call again now, -1: there is none), then the changes,
 -- each behind a byte: 1 if its owner is gone, and it was the grace that ended.
 
+if life.born > 0 then
+  keep_clock()
+  keep_life(ARGV[3])
+end
 local now = now_us()
 local changes = {}
 
