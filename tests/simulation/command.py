@@ -33,6 +33,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, help="where to write all that happened")
     parser.add_argument("--replay", type=Path, nargs="+", help="histories that were kept")
     parser.add_argument("--going-on", action="store_true", help="past a check that finds something wrong")
+    parser.add_argument("--find", default="", help="go on until a violation of this kind, and shrink that")
     parser.add_argument("--no-shrink", action="store_true")
     parser.add_argument("--digest", action="store_true", help="print the digest of the trace")
     return parser.parse_args()
@@ -78,7 +79,7 @@ def _main(arguments: argparse.Namespace) -> int:
             started = real_time()
             trace: list[str] | None = [] if arguments.trace else None
             ops = make(seed, arguments.hours * 3600, kinds)
-            result = carry_out(seed, ops, real, trace=trace, going_on=arguments.going_on)
+            result = carry_out(seed, ops, real, trace=trace, going_on=arguments.going_on, find=arguments.find)
             took = real_time() - started
             count += 1
             simulated += result.at
@@ -88,10 +89,15 @@ def _main(arguments: argparse.Namespace) -> int:
             print(f"seed {seed}: {what}, {took:.1f} s{digest}", flush=True)
             if arguments.trace:
                 arguments.trace.write_text("\n".join(trace or ()))
-            if result.violations:
+            if result.violations and (not arguments.find or arguments.find in result.kinds):
                 failed += _tell(result)
                 if not arguments.no_shrink:
-                    _shrink(seed, [op for op in ops if op.at <= result.at], result, real)
+                    _shrink(
+                        seed,
+                        [op for op in ops if op.at <= result.at],
+                        arguments.find or result.violations[0].kind,
+                        real,
+                    )
                 again = f"--seed {seed} --hours {arguments.hours:g}"
                 again += f" --kinds {arguments.kinds}" if arguments.kinds else ""
                 print(f"again: python -m tests.simulation {again}")
@@ -107,18 +113,16 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _tell(result: Any) -> int:
-    for violation in result.violations[:5]:
+    for violation in result.violations[:8]:
         print("  ", violation)
     return 1 if result.violations else 0
 
 
-def _shrink(seed: int, ops: list[Any], result: Any, real: Any) -> None:
+def _shrink(seed: int, ops: list[Any], kind: str, real: Any) -> None:
     """Print the shortest history that fails like this one."""
     from .history import as_text, dump
     from .run import carry_out
     from .shrink import shrink
-
-    kind = result.violations[0].kind
 
     def fails(candidate: Any) -> bool:
         try:

@@ -23,7 +23,7 @@ KINDS = {
     "cleared": "a key that its owner had cleared is back",
     "older": "a client's older value in place of its newer one",
     "former": "a value of a former owner, though another client had set the key since",
-    "late": "a write that was answered `unavailable` replaced one that was made after that answer",
+    "late": "a write that was answered `unavailable` replaced, or removed, one that was made after that answer",
     "expired": "an entry that outlived its time to live",
     "refused": "a value whose set was refused",
     "view": "a subscriber's view that is not what the store holds",
@@ -137,10 +137,12 @@ class Model:
                     found.append(Violation("unanswered", f"{self._name(each)} was not answered"))
         return found
 
-    def forget_old(self) -> None:
-        """What cannot matter any more: keys that nobody who is there has set."""
+    def forget_old(self, store: Mapping[str, Mapping[str, tuple[str, str]]]) -> None:
+        """What cannot matter any more: keys that are not there and that nobody who is there has set."""
         for place, asked in list(self._places.items()):
-            if all(not each.person.there and self.world.now - (each.person.ended_at or 0) > 120 for each in asked):
+            if place[1] not in store.get(place[0], {}) and all(
+                not each.person.there and self.world.now - (each.person.ended_at or 0) > 120 for each in asked
+            ):
                 del self._places[place]
             elif len(asked) > 60:
                 self._places[place] = asked[-60:]
@@ -186,19 +188,18 @@ class Model:
                 continue
             if any(self._may_have_come_and_gone(each, mine) for each in asked if each.person is not mine.person):
                 continue
-            answered = self._ago(mine.answered_at)
-            return [
-                Violation(
-                    "lost", f"{mine.topic} {mine.key} is not there, and {self._name(mine)} was answered ok {answered}"
-                )
-            ]
+            before = [each for each in asked[:index] if each.person is not mine.person and each.answer == "unknown"]
+            kind = "late" if any(each.kind == "set" for each in before) else "lost"
+            text = f"{mine.topic} {mine.key} is not there, and {self._name(mine)} was ok {self._ago(mine.answered_at)}"
+            return [Violation(kind, text)]
         return []
 
     def _may_have_come_and_gone(self, other: Asked, mine: Asked) -> bool:
-        """Whether another client may have taken the key over, and left it."""
+        """Whether another client may have taken the key over, and left it. What was stored though the client was told
+        `unavailable` may be lost with the lease of its process, which knows of nothing to write back."""
         if other.kind != "set" or other.answer == "refused" or self._last_moment(other) < mine.asked_at:
             return False
-        if not other.person.there or other.ttl is not None:
+        if not other.person.there or other.ttl is not None or other.answer != "ok":
             return True
         later = self._places[other.topic, other.key]
         later = later[later.index(other) + 1 :]

@@ -8,7 +8,7 @@ so they may arrive long after newer ones on other connections.
 from __future__ import annotations
 
 import asyncio
-import random
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,11 @@ class Network:
         place = (host, direction)
         self._cut_until[place] = max(self._cut_until.get(place, 0.0), self.world.now + seconds)
 
+    def cut_until(self, host: str, direction: str) -> float:
+        return self._cut_until.get((host, direction), 0.0)
+
     def is_cut(self, host: str, direction: str) -> bool:
-        return self._cut_until.get((host, direction), 0.0) > self.world.now
+        return self.cut_until(host, direction) > self.world.now
 
     def refuse(self, host: str, seconds: float) -> None:
         """Connections of this host are refused for so long."""
@@ -87,17 +90,18 @@ class Network:
         protocol.connection_made(connection.transport)
         return connection.transport
 
-    def arrival(self, host: str, direction: str, rng: random.Random) -> float:
-        """When what is sent now gets there."""
-        now = self.world.now
-        until = self._cut_until.get((host, direction), 0.0)
-        return (_next_try(now, until) if until > now else now) + rng.uniform(_LEAST, _MOST)
-
     def take_hold(self, host: str) -> float:
         return self._hold_next.pop(host, 0.0)
 
     def is_refused(self, host: str) -> bool:
         return self._refused_until.get(host, 0.0) > self.world.now or not self.redis.listens
+
+
+class _Way:
+    """One direction of a connection."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[float, Callable[..., None], tuple[Any, ...]]] = deque()
 
 
 class Connection:
@@ -115,7 +119,7 @@ class Connection:
         self.client_open = True
         self.dead = False  # nothing of it is left anywhere
         self._rng = self.world.random_for("connection", number)
-        self._up_at = self._down_at = 0.0
+        self._ways = {"up": _Way(), "down": _Way()}
         self._held = 0.0
 
     # Connecting
@@ -177,9 +181,32 @@ class Connection:
             self._send_up(self._end_at_server)
 
     def _send_up(self, callback: Callable[..., None], *args: Any) -> None:
-        when = max(self._up_at, self.network.arrival(self.process.host, "up", self._rng), self._held)
-        self._up_at = when
-        self.world.at(when, callback, *args)
+        self._send("up", callback, *args)
+
+    def _send(self, direction: str, callback: Callable[..., None], *args: Any) -> None:
+        way = self._ways[direction]
+        way.waiting.append((self.world.now, callback, args))
+        if len(way.waiting) == 1:
+            self._expect(direction, self._rng.uniform(_LEAST, _MOST))
+
+    def _expect(self, direction: str, travels: float) -> None:
+        """The next that is to arrive. What was sent while the way is cut is sent again."""
+        when = self.world.now + travels
+        if direction == "up":
+            when = max(when, self._held)
+        self.world.at(when, self._get_through, direction)
+
+    def _get_through(self, direction: str) -> None:
+        way = self._ways[direction]
+        sent_at, callback, args = way.waiting[0]
+        until = self.network.cut_until(self.process.host, direction)
+        if until > self.world.now:
+            self.world.at(_next_try(sent_at, until), self._get_through, direction)
+            return
+        way.waiting.popleft()
+        if way.waiting:
+            self._expect(direction, _LEAST)
+        callback(*args)
 
     def _reach_server(self, data: bytes) -> None:
         if self.session is not None:
@@ -218,9 +245,7 @@ class Connection:
         self._bury()
 
     def _tell_client(self, callback: Callable[..., None], *args: Any) -> None:
-        when = max(self._down_at, self.network.arrival(self.process.host, "down", self._rng))
-        self._down_at = when
-        self.world.at(when, self._arrive, callback, *args)
+        self._send("down", self._arrive, callback, *args)
 
     def _arrive(self, callback: Callable[..., None], *args: Any) -> None:
         if self.process.alive:

@@ -48,21 +48,27 @@ class Result:
 
 
 def carry_out(
-    seed: int | str, ops: Sequence[Op], real: RealRedis, *, trace: list[str] | None = None, going_on: bool = False
+    seed: int | str,
+    ops: Sequence[Op],
+    real: RealRedis,
+    *,
+    trace: list[str] | None = None,
+    going_on: bool = False,
+    find: str = "",
 ) -> Result:
-    """Until the first check that finds something wrong, or, `going_on`, to the end."""
+    """Until the first check that finds something wrong, or, `find`, something of that kind; `going_on`: to the end."""
     gc.collect()
     gc.freeze()
     gc.disable()  # what it closes, and when, is to depend on nothing but the seed
     try:
-        return _Run(seed, ops, real, trace, going_on).run()
+        return _Run(seed, ops, real, trace, going_on, find).run()
     finally:
         gc.enable()
 
 
 class _Run(logging.Handler):
     def __init__(
-        self, seed: int | str, ops: Sequence[Op], real: RealRedis, trace: list[str] | None, going_on: bool
+        self, seed: int | str, ops: Sequence[Op], real: RealRedis, trace: list[str] | None, going_on: bool, find: str
     ) -> None:
         super().__init__(logging.INFO)
         self.world = world = World(seed)
@@ -71,6 +77,7 @@ class _Run(logging.Handler):
         self._digest = hashlib.blake2b(digest_size=8)
         self._trace = trace
         self._going_on = going_on
+        self._find = find
         world.trace = self._note
         self.redis = Redis(world, real)
         world.network = Network(world, self.redis)
@@ -136,9 +143,9 @@ class _Run(logging.Handler):
             self._check()
             self.result.at = op.at
             self.result.checks += 1
-            if self.result.violations and not self._going_on:
+            if self.result.violations and not self._going_on and (not self._find or self._find in self.result.kinds):
                 return
-            self.model.forget_old()
+            self.model.forget_old(self._store_seen)
             gc.collect(0 if self.result.checks % 20 else 2)
         self.world.run(ends)
 
@@ -150,14 +157,17 @@ class _Run(logging.Handler):
     # Checks
 
     def _check(self) -> None:
-        store = self._look()
+        store = self._store_seen = self._look()
         found = self.model.judge(store)
         if found and {each.kind for each in found} == {"view"}:
             # Something may have expired at this very moment, and be on its way.
             self.world.run(self.world.now + 0.5)
             found = self.model.judge(self._look())
         found += [Violation("bug", text) for text in self._bugs + self.world.failures]
-        self.result.violations = found
+        self._bugs.clear()
+        self.world.failures.clear()
+        when = f"at {self.world.now - self.began:.1f} s " if self._going_on or self._find else ""
+        self.result.violations += [each._replace(text=when + each.text) for each in found]
 
     def _look(self) -> dict[str, dict[str, tuple[str, str]]]:
         """What the store holds, as it says itself."""

@@ -33,7 +33,8 @@ local sim_writes = {
   PERSIST=1, HINCRBYFLOAT=1, SETRANGE=1, APPEND=1, LREM=1, LPOP=1, RPOP=1, SPOP=1, RENAME=1, COPY=1, HMSET=1,
   PSETEX=1, SETEX=1
 }
-local function sim_run(run, command, ...)
+local sim_run
+function sim_run(run, command, ...)
   if command == 'TIME' then
     return {string.sub(sim_us, 1, -7), string.sub(sim_us, -6)}
   end
@@ -66,9 +67,20 @@ local function sim_run(run, command, ...)
     error('the simulation does not know ' .. command)
   end
   if command == 'SET' then
-    for _, option in ipairs({...}) do
-      if option == 'PX' or option == 'EX' then error('the simulation does not know SET with ' .. option) end
+    local kept, ttl, given, index = {}, nil, {...}, 1
+    while index <= #given do
+      local option = index > 2 and given[index]
+      if option == 'PX' or option == 'EX' then
+        ttl = tonumber(given[index + 1]) * (option == 'EX' and 1000 or 1)
+        index = index + 1
+      else
+        kept[#kept + 1] = given[index]
+      end
+      index = index + 1
     end
+    local done = run('SET', unpack(kept))
+    if ttl and done then sim_run(run, 'PEXPIRE', kept[1], ttl) end
+    return done
   end
   return run(command, ...)
 end
@@ -347,9 +359,12 @@ class Redis:
         if self.world.now - self._purged_at >= 1.0:
             self._purged_at = self.world.now
             self._purge()
-        return self.real.ask(
+        reply = self.real.ask(
             b"EVALSHA", self._sources[sha], *args, b"1" if session.instance.readonly else b"0", self.us
         )
+        if reply[:1] == b"-" and b"the simulation does not know" in reply:
+            raise NotImplementedError(reply.decode())
+        return reply
 
     def _purge(self) -> None:
         """Remove keys that have expired by the simulated time."""
