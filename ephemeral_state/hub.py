@@ -251,12 +251,15 @@ class Hub:
             # there may cancel the wrong task. Later, so that a loop that ends is not kept from it.
             if task in self._tasks:
                 self._tasks.remove(task)
-                error = None if task.cancelled() else task.exception()
-                log.warning(
-                    "duty_ended",
-                    "hearing or comparing was ended by somebody else, beginning again: %(error)s",
-                    error=repr(error),
-                )
+                # A loop that ends, as that of a test whose client stays connected, cancels all of its tasks at once.
+                if not task.cancelled() or any(not other.cancelling() for other in self._tasks):
+                    log.warning(
+                        "duty_ended",
+                        "the task %(duty)s of the hub was ended by other code, such as a timeout in a middleware "
+                        "around a WebSocket's send, and is started again: %(error)s",
+                        duty=duty.__name__.strip("_"),
+                        error="cancelled" if task.cancelled() else repr(task.exception()),
+                    )
                 loop.call_later(_PATIENCE, self._begin_again, duty, channel)
 
         task.add_done_callback(ended)

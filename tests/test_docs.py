@@ -586,6 +586,7 @@ async def test_the_tests_of_the_tutorials_chat(load: Any):
         await module.test_nobody_stays_behind(clock)
     with testing.fresh_store() as clock:
         await module.test_typing_ends_by_itself_and_with_the_connection(clock)
+        await load("tutorial.md", "chat.test_before").test_a_message_comes_back_to_its_sender(clock)
 
 
 async def test_typing(load: Any):
