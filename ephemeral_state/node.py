@@ -404,9 +404,9 @@ class Node:
         """This node was taken for dead: nothing that it has sent by its old name is carried out any more."""
         log.warning(
             "node_reaped",
-            "node %(node)s was taken for dead, and goes on as %(name)s",
+            "node %(node)s was taken for dead, and goes on as %(successor)s",
             node=self.id,
-            name=name,
+            successor=name,
         )
         self.id = self._writer.name = name
 
