@@ -20,6 +20,7 @@ from .broadcast import find_layer
 from .conf import SETTING, Settings, get_settings
 from .errors import EphemeralStateError
 from .policy import get_policy
+from .state import Drop, Set, Topic
 from .stores import Store, make_store
 
 __all__ = ["check_configuration", "check_store_answers"]
@@ -53,8 +54,8 @@ def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
 def check_store_answers(
     app_configs: Sequence[AppConfig] | None, databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """W004: asked for as Django's own checks of databases are, with `manage.py check --database default`. A warning,
-    since `migrate` asks too, and a store that is away must not keep a project from migrating."""
+    """W004 and W006: asked for as Django's own checks of databases are, with `manage.py check --database default`. A
+    warning, since `migrate` asks too, and a store that is away must not keep a project from migrating."""
     if not databases:
         return []
     try:
@@ -62,16 +63,24 @@ def check_store_answers(
     except EphemeralStateError:
         return []  # the other check says it
     try:
-        _in_a_loop_of_its_own(lambda: _ask(store))
+        advice = _in_a_loop_of_its_own(lambda: _ask(store))
     except EphemeralStateError as error:
-        hint = f"See {SETTING}['OPTIONS']; with the store away, sets are refused and the rest waits for it."
+        hint = f"See {SETTING}['OPTIONS']; with the store away, sets are refused and the rest waits for it. What the "
+        hint += "user of a Redis store needs: +@connection +@scripting +@read +@write +@pubsub +time."
         return [Caution(f"the store does not work: {error}", hint=hint, id=_id("W004"))]
-    return []
+    hint = 'See "Redis" in the package\'s deployment guide.'
+    return [Caution(text, hint=hint, id=_id("W006")) for text in advice]
 
 
-async def _ask(store: Store) -> None:
+async def _ask(store: Store) -> Sequence[str]:
+    """Whether it can be read and written, with a topic of its own that nobody follows; its advice."""
+    name = "ephemeral_state.check"
     try:
         await store.count()
+        for outcome in await store.apply([Set(name, Topic(name, name), name, b"", 1000), Drop(name)]):
+            if outcome.error is not None:
+                raise outcome.error
+        return await store.advice()
     finally:
         await store.close()
 

@@ -1,3 +1,4 @@
+import re
 import socket
 
 import pytest
@@ -8,6 +9,8 @@ from django.core.checks import Warning as Caution
 from ephemeral_state import checks
 from ephemeral_state.state import Limits
 from ephemeral_state.stores.memory import MemoryStore
+
+from .redis_server import RedisServer
 
 MEMORY_LAYER = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 CORE_LAYER = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
@@ -253,6 +256,54 @@ def test_whether_the_store_answers_is_only_asked_with_the_databases(settings):
     (message,) = checks.check_store_answers(None, databases=["default"])
     assert (message.id, message.level) == ("ephemeral_state.W004", Caution("").level)
     assert "nothing listens there" in message.msg
+
+
+@pytest.mark.redis
+def test_a_redis_that_may_evict_is_warned_of_before_it_does(settings):
+    with RedisServer() as server:
+        settings.EPHEMERAL_STATE = REDIS_STORE | {"OPTIONS": {"url": server.url}}
+        assert checks.check_store_answers(None, databases=["default"]) == []
+        for policy in ("volatile-lru", "allkeys-lru", "volatile-ttl", "allkeys-random"):
+            server.command("CONFIG", "SET", "maxmemory-policy", policy)
+            server.command("CONFIG", "SET", "maxmemory", "100mb")
+            (message,) = checks.check_store_answers(None, databases=["default"])
+            assert message.id == "ephemeral_state.W006"
+            assert f"maxmemory-policy {policy}" in message.msg
+            assert "noeviction" in message.msg
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        assert checks.check_store_answers(None, databases=["default"]) == []
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("rules", ["~* resetchannels +@all", "~* &* +@all -pubsub", "~* &* +@all -subscribe"])
+def test_a_redis_user_without_a_right_that_is_needed_is_told_which(settings, rules):
+    with RedisServer() as server:
+        server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules.split())
+        settings.EPHEMERAL_STATE = REDIS_STORE | {"OPTIONS": {"hosts": [f"redis://app:pw@127.0.0.1:{server.port}"]}}
+        (message,) = checks.check_store_answers(None, databases=["default"])
+        assert message.id == "ephemeral_state.W006"
+        assert "SUBSCRIBE, and PUBSUB NUMSUB, of {ephemeral:v2:0}:alive:*" in message.msg
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("command", ["INFO", "CONFIG", "CLIENT", "SCRIPT"])
+def test_a_redis_that_forbids_a_command_that_is_not_needed_passes(settings, command):
+    with RedisServer("--rename-command", command, "") as server:
+        server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "&*", "+@all")
+        settings.EPHEMERAL_STATE = REDIS_STORE | {"OPTIONS": {"url": f"redis://app:pw@127.0.0.1:{server.port}/1"}}
+        assert checks.check_store_answers(None, databases=["default"]) == []
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("denied", ["-evalsha", "-eval", "-time", "-@read", "-@write", "resetkeys ~other:*"])
+def test_a_redis_that_forbids_what_is_needed_is_named_so(settings, denied):
+    with RedisServer() as server:
+        server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "&*", "+@all", *denied.split())
+        settings.EPHEMERAL_STATE = REDIS_STORE | {"OPTIONS": {"url": f"redis://app:pw@127.0.0.1:{server.port}"}}
+        (message,) = checks.check_store_answers(None, databases=["default"])
+        assert message.id == "ephemeral_state.W004"
+        assert re.search("permission|can't (run this command|access at least one of the keys)", message.msg)
+        assert "+@scripting +@read +@write +@pubsub +time" in message.hint
 
 
 def test_a_store_that_answers_passes(settings):

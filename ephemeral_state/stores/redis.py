@@ -361,6 +361,10 @@ class RedisStore(Store):
         writes: the clock, and after how many ms an untouched key goes."""
         return await self._run(script, number, self._until(), self._key_ttl, *args)
 
+    async def advice(self) -> Sequence[str]:
+        async with reaching(self._until(), self._timeout):
+            return await self._connection().advice(self._roots[0] + b":alive:advice")
+
     async def close(self) -> None:
         with self._lock:
             kept = self._connections.pop(asyncio.get_running_loop(), None)
