@@ -117,7 +117,7 @@ class RedisStore(Store):
     def identity(self) -> str:
         # Without the hosts: one process may know by its name what another one knows by its address.
         databases = ",".join(str(host.get("db") or 0) for host in self._hosts)
-        return f"{self._prefix}/{len(self._roots)}/{databases}"
+        return f"{self._prefix}/{_LAYOUT}/{len(self._roots)}/{databases}"
 
     @property
     def moves(self) -> bool:
