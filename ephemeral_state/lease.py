@@ -13,6 +13,7 @@ from . import log
 from .errors import StoreUnavailable
 from .state import Peer, Roll
 from .stores.base import Store
+from .tracing import housekeeping
 
 __all__ = ["BEAT", "Judge", "Lease", "new_node"]
 
@@ -130,7 +131,8 @@ class Lease:
         if resign and self._before is not None:
             with suppress(StoreUnavailable):  # then it runs out
                 # Somebody may have joined by now, and the new lease has the same name.
-                await self._store.resign(self._node, self._before.stamp)
+                with housekeeping():
+                    await self._store.resign(self._node, self._before.stamp)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -142,7 +144,8 @@ class Lease:
             before = self._before
             try:
                 stamp = before.stamp if before is not None else ""
-                roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
+                with housekeeping():
+                    roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
                 if roll.reaped:
                     # Whatever it has sent by its name is refused from now on, also what arrives late.
                     self._node, self._before, is_reaped = new_node(), None, True

@@ -23,6 +23,7 @@ from .broadcast import tell_all_layers
 from .conf import Settings, get_settings
 from .errors import EphemeralStateError, NotConfigured
 from .state import Topic
+from .tracing import housekeeping
 
 __all__ = [
     "REVOKE_MESSAGE_TYPE",
@@ -129,8 +130,9 @@ def _user_model() -> Any:
 
 async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
     try:
-        async with asyncio.timeout(_LAYER_TIMEOUT):
-            await layer.group_add(group, channel)
+        with housekeeping():
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                await layer.group_add(group, channel)
     except Exception as error:
         log.warning(
             "revocation_deaf",
@@ -142,8 +144,9 @@ async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
 
 async def leave(layer: BaseChannelLayer, group: str, channel: str) -> None:
     try:
-        async with asyncio.timeout(_LAYER_TIMEOUT):
-            await layer.group_discard(group, channel)
+        with housekeeping():
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                await layer.group_discard(group, channel)
     except Exception as error:
         log.debug("leaving the group of a user failed, the layer will expire it: %r", error)
 
