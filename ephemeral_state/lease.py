@@ -129,10 +129,9 @@ class Lease:
         await asyncio.wait([self._task])
         self._task = None
         if resign and self._before is not None:
-            with suppress(StoreUnavailable):  # then it runs out
+            with suppress(StoreUnavailable), housekeeping():  # then it runs out
                 # Somebody may have joined by now, and the new lease has the same name.
-                with housekeeping():
-                    await self._store.resign(self._node, self._before.stamp)
+                await self._store.resign(self._node, self._before.stamp)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
