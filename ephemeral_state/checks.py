@@ -7,11 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from channels.layers import BaseChannelLayer
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings as project_settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
@@ -33,10 +36,12 @@ _MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 _CORE_LAYER = "channels_redis.core.RedisChannelLayer"
 _PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
 _SAFE_DAPHNE = (4, 2, 3)
+_READY_MADE = re.compile(r"^[^#]*\bEphemeralStateConsumer\b", re.MULTILINE)
 
 
 def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001 the setting, E002 the store, E003 the policy, E004 the layer; W001 to W003 how they fit; W005 daphne."""
+    """E001 the setting, E002 the store, E003 the policy, E004 the layer; W001 to W003 how they fit; W005 daphne;
+    W007 no policy."""
     try:
         settings = get_settings()
     except EphemeralStateError as error:
@@ -48,6 +53,7 @@ def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     if layer is not None:
         messages.extend(_misfits(store, layer, settings.channel_layer))
     messages.extend(_old_daphne())
+    messages.extend(_no_policy())
     return messages
 
 
@@ -194,6 +200,34 @@ def _old_daphne() -> Iterator[CheckMessage]:
             hint="pip install 'daphne>=4.2.3'",
             id=_id("W005"),
         )
+
+
+def _no_policy() -> Iterator[CheckMessage]:
+    if "POLICY" in getattr(project_settings, SETTING, {}):
+        return
+    for path in _routes():
+        with suppress(OSError):
+            if _READY_MADE.search(path.read_text(encoding="utf-8", errors="replace")):
+                yield Caution(
+                    f"{path.name} in {path.parent} uses EphemeralStateConsumer, and {SETTING} names no policy: the "
+                    "default, DenyAll, refuses every command of every client",
+                    hint=f"{SETTING} = {{'POLICY': 'ephemeral_state.policy.Authenticated'}} lets whoever is logged in "
+                    "do everything; a subclass of ephemeral_state.policy.Policy decides for itself.",
+                    id=_id("W007"),
+                )
+                return
+
+
+def _routes() -> Iterator[Path]:
+    """Where a project would name the consumer. Read as text: to import an ASGI module may begin to serve something."""
+    folders = [Path(config.path) for config in apps.get_app_configs() if config.name != "ephemeral_state"]
+    application = getattr(project_settings, "ASGI_APPLICATION", None) or ""
+    for module in (application.rpartition(".")[0], getattr(project_settings, "ROOT_URLCONF", None) or ""):
+        with suppress(ImportError, ValueError):
+            spec = find_spec(package) if (package := module.rpartition(".")[0]) else None
+            folders += [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    for folder in dict.fromkeys(folders):
+        yield from (folder / name for name in ("asgi.py", "routing.py", "consumers.py", "urls.py"))
 
 
 def _version(package: str) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ COUNTED: Final = (
     "node_ends_late",
     "node_reaped",
     "not_configured",
+    "policy_denies_all",
     "policy_failed",
     "publishing_trouble",
     "recheck_trouble",

@@ -1,5 +1,6 @@
 import re
 import socket
+import sys
 
 import pytest
 from channels.layers import BaseChannelLayer, InMemoryChannelLayer, get_channel_layer
@@ -309,3 +310,51 @@ def test_a_redis_that_forbids_what_is_needed_is_named_so(settings, denied):
 def test_a_store_that_answers_passes(settings):
     settings.EPHEMERAL_STATE = {}
     assert checks.check_store_answers(None, databases=["default"]) == []
+
+
+@pytest.fixture
+def site(tmp_path, settings, monkeypatch):
+    """A project's own package, whose modules a test may write. It is never imported."""
+    package = tmp_path / "site_of_a_check"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.ASGI_APPLICATION = "site_of_a_check.asgi.application"
+    settings.ROOT_URLCONF = "tests.urls"
+    yield package
+    sys.modules.pop("site_of_a_check", None)
+
+
+USES_IT = "raise SystemExit\npath('ws/', EphemeralStateConsumer.as_asgi())\n"
+
+
+@pytest.mark.parametrize("module", ["asgi", "routing", "consumers", "urls"])
+def test_a_ready_made_consumer_without_a_policy_is_warned_of_with_the_line_to_write(settings, site, module):
+    settings.EPHEMERAL_STATE = {}
+    (site / f"{module}.py").write_text(USES_IT)
+    (message,) = run_checks()
+    assert message.id == "ephemeral_state.W007"
+    assert f"{module}.py" in message.msg
+    assert "EPHEMERAL_STATE = {'POLICY': 'ephemeral_state.policy.Authenticated'}" in message.hint
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"POLICY": "ephemeral_state.policy.Authenticated"}, USES_IT),
+        ({"POLICY": "ephemeral_state.policy.DenyAll"}, USES_IT),
+        ({}, "path('ws/', ChatConsumer.as_asgi())  # no EphemeralStateConsumer\n"),
+    ],
+    ids=["a policy", "denied on purpose", "a consumer of the project's own"],
+)
+def test_with_a_policy_or_another_consumer_nothing_is_warned_of(settings, site, setting, text):
+    settings.EPHEMERAL_STATE = setting
+    (site / "routing.py").write_text(text)
+    assert run_checks() == []
+
+
+@pytest.mark.parametrize("application", [None, "", "asgi", "no.such.asgi.application"])
+def test_a_project_without_a_package_of_its_own_is_checked_too(settings, application):
+    settings.EPHEMERAL_STATE = {}
+    settings.ASGI_APPLICATION = application
+    assert run_checks() == []

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -989,3 +990,10 @@ async def test_a_socket_outlives_a_redis_that_is_away(load: Any, settings: Any):
         for _ in range(2):
             await zoe.say(typing=True)
             assert (await zoe.read())["type"] == "notice"
+
+
+def test_a_package_index_is_given_no_relative_links_or_images() -> None:
+    text = runpy.run_path(str(ROOT / "setup.py"))["description"]()
+    assert "# django-ephemeral-state" in text
+    assert "See the tutorial, the how-to and the reference" in text
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)|<details>|<img", text) == []
