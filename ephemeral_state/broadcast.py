@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
-from channels.layers import BaseChannelLayer, channel_layers, get_channel_layer
+from channels.layers import BaseChannelLayer, channel_layers
 
 from .conf import get_settings
 from .errors import NotConfigured, StoreUnavailable
@@ -34,7 +34,8 @@ def group_name(namespace: str, topic: str) -> str:
 
 def find_layer(alias: str) -> BaseChannelLayer:
     """The configured channel layer. Raises `NotConfigured` if it is missing or has no groups."""
-    layer = get_channel_layer(alias)
+    # `get_channel_layer` would say that it is missing, too, if a layer raises KeyError when it is made.
+    layer = channel_layers[alias] if alias in channel_layers.configs else None
     if layer is None:
         raise NotConfigured(
             f"CHANNEL_LAYERS has no {alias!r}: ephemeral state travels through a channel layer; for one process, "

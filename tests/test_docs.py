@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -54,6 +53,7 @@ from ephemeral_state.node import idle
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.stores.redis import RedisStore
 
+from . import compatibility
 from .redis_server import RedisServer, shared_url, unique_prefix
 from .waiting import until
 
@@ -338,6 +338,19 @@ def test_the_readmes_commands_install_what_there_is():
     assert "-r requirements.txt" in tests[0].read_text().splitlines()
 
 
+def test_the_tables_of_versions_are_what_the_runs_have_noted():
+    shown = page("compatibility.md")
+    assert compatibility.page(shown) == shown, "python -m tests.compatibility table"
+    names = {combination.name for combination in compatibility.COMBINATIONS}
+    assert json.loads(compatibility.RESULTS.read_text()).keys() <= names
+
+
+def test_the_hosted_workflow_runs_every_combination_and_interpreter():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "python -m tests.compatibility list" in workflow
+    assert set(re.findall(r'"(3\.\d+)"', workflow)) == set(compatibility.PYTHONS)
+
+
 # Links
 
 
@@ -587,7 +600,6 @@ async def test_the_tests_of_the_tutorials_chat(load: Any):
         await module.test_nobody_stays_behind(clock)
     with testing.fresh_store() as clock:
         await module.test_typing_ends_by_itself_and_with_the_connection(clock)
-        await load("tutorial.md", "chat.test_before").test_a_message_comes_back_to_its_sender(clock)
 
 
 async def test_typing(load: Any):
@@ -990,10 +1002,3 @@ async def test_a_socket_outlives_a_redis_that_is_away(load: Any, settings: Any):
         for _ in range(2):
             await zoe.say(typing=True)
             assert (await zoe.read())["type"] == "notice"
-
-
-def test_a_package_index_is_given_no_relative_links_or_images() -> None:
-    text = runpy.run_path(str(ROOT / "setup.py"))["description"]()
-    assert "# django-ephemeral-state" in text
-    assert "See the tutorial, the how-to and the reference" in text
-    assert re.findall(r"\]\((?!https?:|#)[^)]*\)|<details>|<img", text) == []

@@ -55,6 +55,8 @@ class Plan:
     pause: float = 0.0
     """Seconds between a socket's frames. `channels_redis.core` carries some hundred messages a second to a process;
     beyond that views follow the store by the beacon alone."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the processes, in the place of what follows from `layer`."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ async def converge(plan: Plan, url: str, progress: bool = False) -> Report:
                         prefix=prefix,
                         chaos=CHAOS | {"seed": plan.seed * 100 + number} if "lossy" in plan.layer else None,
                     )
+                    | plan.settings
                 )
             )
             for number in range(plan.processes)

@@ -39,6 +39,7 @@ _COMMANDS = {
     "uvicorn": ["uvicorn", "--host", _HOST, "--port", "{port}", "--ws-ping-interval", "600", "--no-access-log"],
     "granian": ["granian", "--interface", "asgi", "--host", _HOST, "--port", "{port}", "--workers", "1"],
 }
+_VARIANTS = {"uvicorn-sansio": ["--ws", "websockets-sansio"], "uvicorn-wsproto": ["--ws", "wsproto"]}
 SERVERS = os.environ.get("LIVE_SERVERS", "daphne,uvicorn,granian").split(",")
 
 
@@ -46,8 +47,8 @@ class Server:
     """One server process; a context manager. `args` go onto its command line."""
 
     def __init__(self, name: str, *args: str) -> None:
-        self.name = name
-        self.args = args
+        self.name, _, self.variant = name.partition("-")
+        self.args = (*_VARIANTS[name], *args) if self.variant else args
         self.port = 0
         self._nothing: dict[str, Any] = {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop
