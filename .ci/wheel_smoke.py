@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("ephemeral_state", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("ephemeral_state", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 DEADLINE = 30.0  # seconds for anything that the server is to do
 
 ASGI = """
@@ -117,6 +117,10 @@ def compare(wheel: Path) -> None:
     there = {path.relative_to(ROOT).as_posix() for path in files}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        about = archive.read(metadata).decode()
+    if "# django-ephemeral-state" not in about or re.search(r"\]\((?!https?:|#)", about):
+        fail("the description for a package index is not README.md without relative links")
     if there != packed:
         fail(f"not in the wheel: {sorted(there - packed)}; only in the wheel: {sorted(packed - there)}")
     for kind in (".lua", ".html", ".css", "py.typed", "migrations/0001_initial.py"):

@@ -10,14 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from .errors import EphemeralStateError, NotConfigured
 from .node import conclude, idle, serving_loop, wait_in
 from .stores import Store, get_store
 
-__all__ = ["wait"]
+__all__ = ["begin", "wait"]
 
 T = TypeVar("T")
 
@@ -34,6 +36,33 @@ def wait(start: Callable[[], Coroutine[Any, Any, T]], loop: asyncio.AbstractEven
     return _own.wait(start) if loop is None or loop is _own.loop else wait_in(loop, start)
 
 
+class Begun(NamedTuple):
+    """Something that nobody waits for, and the loop that it runs in."""
+
+    future: Future[None]
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def is_under_way(self) -> bool:
+        return not self.future.done() and self.loop.is_running()
+
+
+def begin(start: Callable[[], Coroutine[Any, Any, None]]) -> Begun:
+    """Run a coroutine that never raises where `wait` would run it, without waiting. The end of the process waits for
+    it, for 2 s at most, unless it runs in a loop that serves connections."""
+    loop = serving_loop()
+    return _own.begin(start) if loop is None or loop is _own.loop else _begin_in(loop, start)
+
+
+def _begin_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, None]]) -> Begun:
+    coroutine = start()
+    try:
+        return Begun(asyncio.run_coroutine_threadsafe(coroutine, loop), loop)
+    except RuntimeError:  # the loop has ended just now
+        coroutine.close()
+        raise
+
+
 class _OwnLoop:
     """An event loop in a thread, there while it is used: one set of connections for all calls, where a loop per
     call would open one each time."""
@@ -43,30 +72,49 @@ class _OwnLoop:
         self._lock = threading.Lock()
         self._calls = 0
         self._last_call = 0.0
+        self._begun: set[Future[None]] = set()
         self._used: dict[Store, None] = {}
 
     def wait(self, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        loop = self._enter()
+        try:
+            return wait_in(loop, start)
+        finally:
+            self._leave()
+
+    def begin(self, start: Callable[[], Coroutine[Any, Any, None]]) -> Begun:
+        begun = _begin_in(self._enter(), start)
         with self._lock:
-            self._calls += 1
+            self._begun.add(begun.future)
+        begun.future.add_done_callback(self._leave)
+        return begun
+
+    def _enter(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
             if self.loop is None:
                 self.loop = _new_loop()
                 self._used.clear()
                 threading.Thread(
                     target=self._run, args=(self.loop, _LINGER), name="ephemeral-state", daemon=True
                 ).start()
+            self._calls += 1
             with suppress(EphemeralStateError):  # one that cannot be made: the call itself says so
                 self._used[get_store()] = None
-            loop = self.loop
-        try:
-            return wait_in(loop, start)
-        finally:
-            with self._lock:
-                self._calls -= 1
-                self._last_call = time.monotonic()
+            return self.loop
+
+    def _leave(self, begun: Future[None] | None = None) -> None:
+        with self._lock:
+            if begun is not None:
+                self._begun.discard(begun)
+            self._calls -= 1
+            self._last_call = time.monotonic()
 
     def conclude(self) -> None:
         """The process ends, and the loop's thread is not waited for."""
         if (loop := self.loop) is not None and loop.is_running():
+            with self._lock:
+                begun = [*self._begun]
+            futures.wait(begun, _LAST_WORDS)
             with suppress(Exception):  # nothing that anybody depends on
                 asyncio.run_coroutine_threadsafe(conclude(), loop).result(_LAST_WORDS)
 

@@ -7,11 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from channels.layers import BaseChannelLayer
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.conf import settings as project_settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as Caution
@@ -20,6 +23,7 @@ from .broadcast import find_layer
 from .conf import SETTING, Settings, get_settings
 from .errors import EphemeralStateError
 from .policy import get_policy
+from .state import Drop, Set, Topic
 from .stores import Store, make_store
 
 __all__ = ["check_configuration", "check_store_answers"]
@@ -32,10 +36,12 @@ _MEMORY_LAYER = "channels.layers.InMemoryChannelLayer"
 _CORE_LAYER = "channels_redis.core.RedisChannelLayer"
 _PUBSUB_LAYER = "channels_redis.pubsub.RedisPubSubChannelLayer"
 _SAFE_DAPHNE = (4, 2, 3)
+_READY_MADE = re.compile(r"^[^#]*\bEphemeralStateConsumer\b", re.MULTILINE)
 
 
 def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """E001 the setting, E002 the store, E003 the policy, E004 the layer; W001 to W003 how they fit; W005 daphne."""
+    """E001 the setting, E002 the store, E003 the policy, E004 the layer; W001 to W003 how they fit; W005 daphne;
+    W007 no policy."""
     try:
         settings = get_settings()
     except EphemeralStateError as error:
@@ -47,14 +53,15 @@ def check_configuration(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     if layer is not None:
         messages.extend(_misfits(store, layer, settings.channel_layer))
     messages.extend(_old_daphne())
+    messages.extend(_no_policy())
     return messages
 
 
 def check_store_answers(
     app_configs: Sequence[AppConfig] | None, databases: Collection[str] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """W004: asked for as Django's own checks of databases are, with `manage.py check --database default`. A warning,
-    since `migrate` asks too, and a store that is away must not keep a project from migrating."""
+    """W004 and W006: asked for as Django's own checks of databases are, with `manage.py check --database default`. A
+    warning, since `migrate` asks too, and a store that is away must not keep a project from migrating."""
     if not databases:
         return []
     try:
@@ -62,16 +69,24 @@ def check_store_answers(
     except EphemeralStateError:
         return []  # the other check says it
     try:
-        _in_a_loop_of_its_own(lambda: _ask(store))
+        advice = _in_a_loop_of_its_own(lambda: _ask(store))
     except EphemeralStateError as error:
-        hint = f"See {SETTING}['OPTIONS']; with the store away, sets are refused and the rest waits for it."
+        hint = f"See {SETTING}['OPTIONS']; with the store away, sets are refused and the rest waits for it. What the "
+        hint += "user of a Redis store needs: +@connection +@scripting +@read +@write +@pubsub +time."
         return [Caution(f"the store does not work: {error}", hint=hint, id=_id("W004"))]
-    return []
+    hint = 'See "Redis" in the package\'s deployment guide.'
+    return [Caution(text, hint=hint, id=_id("W006")) for text in advice]
 
 
-async def _ask(store: Store) -> None:
+async def _ask(store: Store) -> Sequence[str]:
+    """Whether it can be read and written, with a topic of its own that nobody follows; its advice."""
+    name = "ephemeral_state.check"
     try:
         await store.count()
+        for outcome in await store.apply([Set(name, Topic(name, name), name, b"", 1000), Drop(name)]):
+            if outcome.error is not None:
+                raise outcome.error
+        return await store.advice()
     finally:
         await store.close()
 
@@ -185,6 +200,34 @@ def _old_daphne() -> Iterator[CheckMessage]:
             hint="pip install 'daphne>=4.2.3'",
             id=_id("W005"),
         )
+
+
+def _no_policy() -> Iterator[CheckMessage]:
+    if "POLICY" in getattr(project_settings, SETTING, {}):
+        return
+    for path in _routes():
+        with suppress(OSError):
+            if _READY_MADE.search(path.read_text(encoding="utf-8", errors="replace")):
+                yield Caution(
+                    f"{path.name} in {path.parent} uses EphemeralStateConsumer, and {SETTING} names no policy: the "
+                    "default, DenyAll, refuses every command of every client",
+                    hint=f"{SETTING} = {{'POLICY': 'ephemeral_state.policy.Authenticated'}} lets whoever is logged in "
+                    "do everything; a subclass of ephemeral_state.policy.Policy decides for itself.",
+                    id=_id("W007"),
+                )
+                return
+
+
+def _routes() -> Iterator[Path]:
+    """Where a project would name the consumer. Read as text: to import an ASGI module may begin to serve something."""
+    folders = [Path(config.path) for config in apps.get_app_configs() if config.name != "ephemeral_state"]
+    application = getattr(project_settings, "ASGI_APPLICATION", None) or ""
+    for module in (application.rpartition(".")[0], getattr(project_settings, "ROOT_URLCONF", None) or ""):
+        with suppress(ImportError, ValueError):
+            spec = find_spec(package) if (package := module.rpartition(".")[0]) else None
+            folders += [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    for folder in dict.fromkeys(folders):
+        yield from (folder / name for name in ("asgi.py", "routing.py", "consumers.py", "urls.py"))
 
 
 def _version(package: str) -> tuple[int, ...]:

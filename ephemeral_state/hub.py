@@ -32,7 +32,7 @@ from .replica import Replica
 from .state import Change, Entry, Revision, Snapshot, Topic
 from .stores.base import Store
 from .tally import tally
-from .tracing import span
+from .tracing import housekeeping, span
 
 __all__ = ["Hub"]
 
@@ -251,12 +251,15 @@ class Hub:
             # there may cancel the wrong task. Later, so that a loop that ends is not kept from it.
             if task in self._tasks:
                 self._tasks.remove(task)
-                error = None if task.cancelled() else task.exception()
-                log.warning(
-                    "duty_ended",
-                    "hearing or comparing was ended by somebody else, beginning again: %(error)s",
-                    error=repr(error),
-                )
+                # A loop that ends, as that of a test whose client stays connected, cancels all of its tasks at once.
+                if not task.cancelled() or any(not other.cancelling() for other in self._tasks):
+                    log.warning(
+                        "duty_ended",
+                        "the task %(duty)s of the hub was ended by other code, such as a timeout in a middleware "
+                        "around a WebSocket's send, and is started again: %(error)s",
+                        duty=duty.__name__.strip("_"),
+                        error="cancelled" if task.cancelled() else repr(task.exception()),
+                    )
                 loop.call_later(_PATIENCE, self._begin_again, duty, channel)
 
         task.add_done_callback(ended)
@@ -270,7 +273,8 @@ class Hub:
     async def _listen(self, channel: str) -> None:
         while True:
             try:
-                message = await self._layer.receive(channel)
+                with housekeeping():
+                    message = await self._layer.receive(channel)
             except Exception as error:
                 self._hearing.met(error)
                 await asyncio.sleep(_RETRY)
@@ -398,7 +402,8 @@ class Hub:
         where the layer has lost the membership: all that was changed came back to whoever has one, also one's own."""
         # Before asking: what the stream brings while the store answers may be newer than the answer.
         before = [feed.replica.revision for feed in feeds]
-        revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
+        with housekeeping():
+            revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
         doubtful = [
             (feed, revision, feed.replica.revision, feed.taken)
             for feed, revision in zip(feeds, revisions, strict=True)
@@ -430,8 +435,9 @@ class Hub:
             if topic not in self._feeds:
                 continue
             try:
-                async with asyncio.timeout(_LAYER_TIMEOUT):
-                    await self._layer.group_add(group_name(*topic), channel)
+                with housekeeping():
+                    async with asyncio.timeout(_LAYER_TIMEOUT):
+                        await self._layer.group_add(group_name(*topic), channel)
             except TimeoutError:  # the others would wait as long
                 return
             except Exception as error:  # the next round tries again, and the beacon keeps the views right

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import Context
 from itertools import islice
 from typing import Final
 
@@ -20,6 +21,7 @@ from .state import Change, Topic
 from .stores import Store
 from .stores.base import KINDS, Report, Transition
 from .tally import tally
+from .tracing import housekeeping
 
 __all__ = ["Journal"]
 
@@ -135,7 +137,8 @@ class Journal:
             del self._came[client]
         self._transitions.clear()
         try:
-            await self._store.report(report)
+            with housekeeping():
+                await self._store.report(report)
         except StoreUnavailable:  # whoever writes says so; only who is here must not be forgotten
             self._came.update((client, about) for client, about in came.items() if client in self._here)
         except Exception as error:  # nothing that anybody depends on
@@ -149,7 +152,8 @@ class Journal:
             self._slow.met()
         self._unsaid.extend(changes[:room])
         if self._saying is None and self._unsaid:
-            self._saying = asyncio.get_running_loop().create_task(self._say_all())
+            # In nobody's context: what the receivers do is no part of the trace of whoever set the first of them.
+            self._saying = asyncio.get_running_loop().create_task(self._say_all(), context=Context())
 
     async def _say_all(self) -> None:
         # A thread of their own: they may use the ORM, and wait for what only this loop can do.

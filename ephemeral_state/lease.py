@@ -13,6 +13,7 @@ from . import log
 from .errors import StoreUnavailable
 from .state import Peer, Roll
 from .stores.base import Store
+from .tracing import housekeeping
 
 __all__ = ["BEAT", "Judge", "Lease", "new_node"]
 
@@ -128,7 +129,7 @@ class Lease:
         await asyncio.wait([self._task])
         self._task = None
         if resign and self._before is not None:
-            with suppress(StoreUnavailable):  # then it runs out
+            with suppress(StoreUnavailable), housekeeping():  # then it runs out
                 # Somebody may have joined by now, and the new lease has the same name.
                 await self._store.resign(self._node, self._before.stamp)
 
@@ -142,7 +143,8 @@ class Lease:
             before = self._before
             try:
                 stamp = before.stamp if before is not None else ""
-                roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
+                with housekeeping():
+                    roll = await self._store.beat(self._node, self._lease_ms, self._info(), stamp)
                 if roll.reaped:
                     # Whatever it has sent by its name is refused from now on, also what arrives late.
                     self._node, self._before, is_reaped = new_node(), None, True

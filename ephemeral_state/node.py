@@ -28,7 +28,7 @@ from .protocol import Event
 from .shutdown import Signals, before_reactor_stops
 from .state import Change, Clear, Drop, Keep, Outcome, Peer, Set, Topic, Write
 from .stores import Store, get_store
-from .tracing import span
+from .tracing import housekeeping, span
 from .writer import Writer
 
 __all__ = ["Here", "Member", "Node", "conclude", "current", "drain", "here", "idle", "serving_loop", "wait_in"]
@@ -404,9 +404,9 @@ class Node:
         """This node was taken for dead: nothing that it has sent by its old name is carried out any more."""
         log.warning(
             "node_reaped",
-            "node %(node)s was taken for dead, and goes on as %(name)s",
+            "node %(node)s was taken for dead, and goes on as %(successor)s",
             node=self.id,
-            name=name,
+            successor=name,
         )
         self.id = self._writer.name = name
 
@@ -512,7 +512,8 @@ class Node:
     async def _sweep(self) -> None:
         next_in = self.settings.sweep_interval
         try:
-            sweep = await self.store.sweep()
+            with housekeeping():
+                sweep = await self.store.sweep()
             self._writer.publish(sweep.changes)
             if sweep.next_in_ms is not None:
                 next_in = min(next_in, sweep.next_in_ms / 1000)

@@ -202,4 +202,21 @@ async def require(decide: Callable[..., Decision], scope: Scope, *what: str) -> 
         # It may have been a database connection that has died; an async policy has none closed before it is asked.
         await aclose_old_connections()
     if not allowed:
+        _hint(decide)
         raise PermissionDenied("not allowed")
+
+
+_hinted: list[bool] = []
+
+
+def _hint(decide: Callable[..., Decision]) -> None:
+    """The client only hears that it may not, and a project that has not chosen a policy would seek the fault in vain.
+    Once for each process: from then on it is known."""
+    if not _hinted and type(getattr(decide, "__self__", None)) is DenyAll:
+        _hinted.append(True)
+        log.warning(
+            "policy_denies_all",
+            "a client was refused because the policy is DenyAll, which allows nothing: set %(setting)s['POLICY'] to "
+            "'ephemeral_state.policy.Authenticated' or to a subclass of Policy of your own",
+            setting=SETTING,
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import os
+import threading
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -18,11 +20,12 @@ from django.db.models.signals import class_prepared, m2m_changed, post_delete, p
 from django.utils.crypto import constant_time_compare
 
 from . import log
-from .background import wait
+from .background import Begun, begin
 from .broadcast import tell_all_layers
 from .conf import Settings, get_settings
 from .errors import EphemeralStateError, NotConfigured
 from .state import Topic
+from .tracing import housekeeping
 
 __all__ = [
     "REVOKE_MESSAGE_TYPE",
@@ -129,8 +132,9 @@ def _user_model() -> Any:
 
 async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
     try:
-        async with asyncio.timeout(_LAYER_TIMEOUT):
-            await layer.group_add(group, channel)
+        with housekeeping():
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                await layer.group_add(group, channel)
     except Exception as error:
         log.warning(
             "revocation_deaf",
@@ -142,8 +146,9 @@ async def join(layer: BaseChannelLayer, group: str, channel: str) -> None:
 
 async def leave(layer: BaseChannelLayer, group: str, channel: str) -> None:
     try:
-        async with asyncio.timeout(_LAYER_TIMEOUT):
-            await layer.group_discard(group, channel)
+        with housekeeping():
+            async with asyncio.timeout(_LAYER_TIMEOUT):
+                await layer.group_discard(group, channel)
     except Exception as error:
         log.debug("leaving the group of a user failed, the layer will expire it: %r", error)
 
@@ -328,22 +333,69 @@ def _is_on() -> bool:
 
 
 def _tell(users: Iterable[object], *, using: str | None = None, session: str | None = None) -> None:
-    """After the transaction, since others will look at the database. Never raises: nobody's logout is to fail."""
+    """After the transaction, since others will look at the database. Never raises, and never waits for the channel
+    layer: nobody's logout is to fail, or to take longer than without us."""
     users = list(users)
     if not users or not _is_on():
         return
-    telling = functools.partial(_try_to_revoke, users, session)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        transaction.on_commit(lambda: wait(telling), using=using, robust=True)
-    else:  # where nobody may wait, and Django allows no transaction
-        task = loop.create_task(telling())
+        transaction.on_commit(lambda: _untold.tell(users, session), using=using, robust=True)
+    else:  # where Django allows no transaction
+        task = loop.create_task(_try_to_revoke(users, session))
         _telling.add(task)
         task.add_done_callback(_telling.discard)
 
 
 _telling: set[asyncio.Task[None]] = set()
+
+
+class _Untold:
+    """The users that are to be told of beside what the caller does. While the layer takes the message of some, or
+    does not take it, the others wait together: however many are saved meanwhile, each is told of once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users: dict[str | None, dict[object, None]] = {}  # by session
+        self._begun: Begun | None = None
+
+    def tell(self, users: Iterable[object], session: str | None) -> None:
+        with self._lock:
+            self._users.setdefault(session, {}).update(dict.fromkeys(users))
+            if self._begun is None or not self._begun.is_under_way:
+                self._begun = begin(self._tell)
+
+    def told(self, timeout: float) -> None:
+        """Wait until all that are waiting now have been told of."""
+        with self._lock:
+            begun = self._begun
+        if begun is not None:
+            begun.future.result(timeout)
+
+    async def _tell(self) -> None:
+        while by_session := self._take():
+            for session, users in by_session.items():
+                await _try_to_revoke(users, session)
+
+    def _take(self) -> dict[str | None, dict[object, None]]:
+        with self._lock:
+            users, self._users = self._users, {}
+            if not users:
+                self._begun = None
+            return users
+
+
+_untold = _Untold()
+
+
+def _after_fork() -> None:
+    global _untold
+    _untold = _Untold()  # the parent tells of what it has saved
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 async def _try_to_revoke(users: Iterable[object], session: str | None) -> None:

@@ -178,10 +178,11 @@ class Batches:
     """Numbers the batches of one writer, in each partition of a store, so that one that was given up can be refused
     when it arrives late: a missing answer leaves it open whether a batch was applied or is still under way."""
 
-    __slots__ = ("_given_up", "_last", "writer")
+    __slots__ = ("_ahead", "_given_up", "_last", "writer")
 
     def __init__(self, writer: str) -> None:
         self.writer = writer
+        self._ahead: dict[int, float] = {}  # the time of each partition, before that of the event loop, in µs
         self._last: dict[int, int] = {}
         self._given_up: dict[int, int] = {}  # the latest
 
@@ -194,6 +195,15 @@ class Batches:
         """The number of the next batch, and whether an earlier one was given up there."""
         number = self._last[partition] = self._last.get(partition, 0) + 1
         return number, partition in self._given_up
+
+    def learn_time(self, partition: int, store_us: float, loop_time: float) -> None:
+        """The partition has just told its time."""
+        self._ahead[partition] = store_us - loop_time * 1e6
+
+    def store_time(self, partition: int, loop_time: float) -> bytes:
+        """What the time in the partition will be, in µs, as text; empty if nothing is known of it."""
+        ahead = self._ahead.get(partition)
+        return b"" if ahead is None else b"%d" % (ahead + loop_time * 1e6)
 
     def give_up(self, partition: int, number: int) -> None:
         """The batch has no answer."""

@@ -9,17 +9,20 @@ As a context manager, `with fresh_store() as clock:`; or as a pytest fixture, wi
         ephemeral_store.advance(5)
         assert live("room:1") == {}
 
-`kill`, `drop` and `reconnect` do to a `WebsocketCommunicator` what networks and servers do to a WebSocket.
+`kill`, `drop` and `reconnect` do to a `WebsocketCommunicator` what networks and servers do to a WebSocket. `app_frames`
+lets it hand out the project's own frames only, for tests that were written before a consumer had the mixin.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from channels.testing import WebsocketCommunicator
 from django.conf import settings
@@ -29,7 +32,20 @@ from .conf import SETTING, Settings, get_settings
 from .state import Entry, Snapshot, Topic
 from .stores import get_store
 
-__all__ = ["ManualClock", "assert_cleared", "drop", "fresh_store", "kill", "live", "reconnect"]
+__all__ = [
+    "AppCommunicator",
+    "ManualClock",
+    "app_frames",
+    "assert_cleared",
+    "drop",
+    "ephemeral_frame",
+    "fresh_store",
+    "kill",
+    "live",
+    "reconnect",
+]
+
+Communicator = TypeVar("Communicator", bound=WebsocketCommunicator)
 
 _SWEEP_INTERVAL: Final = 0.05  # seconds of real time; subscribers hear so soon of what `advance` made expire
 
@@ -95,6 +111,72 @@ async def assert_cleared(topic: str, key: str, *, namespace: str = "", within: f
         await asyncio.sleep(0.005)
 
 
+def app_frames(communicator: Communicator) -> Communicator:
+    """Let the communicator hand out what the project's own code sends, and nothing of this package: as if the consumer
+    had no mixin. `ephemeral_frame` has the rest. Returns the communicator, which may be of any subclass."""
+    if communicator in _frames:
+        return communicator
+    queue, ours = communicator.output_queue, asyncio.Queue[dict[str, Any]]()
+    put = queue.put_nowait
+
+    def sort(message: Any) -> None:
+        frame = _frame_of_ours(message)
+        if frame is None:
+            put(message)
+        else:
+            ours.put_nowait(frame)
+
+    before = [queue.get_nowait() for _ in range(queue.qsize())]
+    queue.put_nowait = sort  # `put` calls it too, and the consumer has that already, if it runs
+    for message in before:
+        sort(message)
+    _frames[communicator] = ours
+    return communicator
+
+
+class AppCommunicator(WebsocketCommunicator):
+    """`WebsocketCommunicator` with `app_frames`. A project's tests import it under that name, and stay as they are."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        app_frames(self)
+
+
+async def ephemeral_frame(
+    communicator: WebsocketCommunicator, kind: str | None = None, *, timeout: float = 1.0
+) -> dict[str, Any]:
+    """The next frame of ours that `app_frames` kept apart; with a `kind`, such as `"set"`, the next of that kind, and
+    those before it are passed over. The consumer lives on if none comes within so many seconds."""
+    if communicator not in _frames:
+        raise ValueError("this communicator hands out all frames: give it to app_frames() first")
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                frame = await _frames[communicator].get()
+                if kind is None or frame["_orama"] == f"ephemeral.{kind}":
+                    return frame
+    except TimeoutError:
+        wanted = "frame" if kind is None else f"ephemeral.{kind}"
+        raise AssertionError(f"no {wanted} came within {timeout} s") from None
+
+
+_frames: WeakKeyDictionary[WebsocketCommunicator, asyncio.Queue[dict[str, Any]]] = WeakKeyDictionary()
+
+
+def _frame_of_ours(message: Mapping[str, Any]) -> dict[str, Any] | None:
+    text = message.get("text") if message["type"] == "websocket.send" else None
+    if not text or '"_orama"' not in text:
+        return None
+    try:
+        frame = json.loads(text)
+    except ValueError:
+        return None
+    if isinstance(frame, dict) and frame.keys() == {"stream", "payload"}:  # of a consumer behind a multiplexer
+        frame = frame["payload"]
+    is_ours = isinstance(frame, dict) and str(frame.get("_orama")).startswith("ephemeral.")
+    return frame if is_ours else None
+
+
 async def kill(communicator: WebsocketCommunicator) -> None:
     """The server process of this connection dies: its consumer gets no chance to do anything, `disconnect()` is not
     called, and what it owns is cleared as another process would do it."""
@@ -113,6 +195,8 @@ async def reconnect(communicator: WebsocketCommunicator, code: int = 1006) -> We
     await drop(communicator, code)
     again = WebsocketCommunicator(communicator.application, "/")
     again.scope = {**communicator.scope}
+    if communicator in _frames:
+        app_frames(again)
     connected, refused_with = await again.connect()
     if not connected:
         raise AssertionError(f"the new connection was refused with {refused_with}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .state import Topic
 
 try:
-    from opentelemetry import trace
+    from opentelemetry import context, trace
 except ImportError:
     _tracer = None
 else:
@@ -19,9 +20,18 @@ else:
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-__all__ = ["span"]
+__all__ = ["housekeeping", "span"]
 
 _NOTHING: Final = nullcontext()
+_SUPPRESS: Final = "suppress_instrumentation"
+"""The key by which instrumentations are asked to make no spans."""
+_OURS: Final = "housekeeping of ephemeral_state"
+
+
+def housekeeping() -> AbstractContextManager[None]:
+    """Inside of it no instrumentation, as one of Redis, makes spans: a process that is idle would begin a trace of its
+    own for each beat and each look at the store, several a second. A `span` in it makes an end of that."""
+    return _NOTHING if _tracer is None else _context(_SUPPRESS, _OURS)
 
 
 def span(name: str, topic: Topic | None = None, **attributes: str | int) -> AbstractContextManager[Span | None]:
@@ -35,4 +45,21 @@ def span(name: str, topic: Topic | None = None, **attributes: str | int) -> Abst
     if topic is not None:
         attributes |= {"namespace": topic.namespace, "topic": topic.name}
     about = {f"ephemeral_state.{key}": value for key, value in attributes.items()}
-    return _tracer.start_as_current_span(f"ephemeral_state.{name}", attributes=about)
+    begun = _tracer.start_as_current_span(f"ephemeral_state.{name}", attributes=about)
+    # Not what the project itself has suppressed.
+    return _seen(begun) if context.get_value(_SUPPRESS) == _OURS else begun
+
+
+@contextmanager
+def _seen(begun: AbstractContextManager[Span]) -> Iterator[Span]:
+    with _context(_SUPPRESS, None), begun as it:
+        yield it
+
+
+@contextmanager
+def _context(key: str, value: str | None) -> Iterator[None]:
+    token = context.attach(context.set_value(key, value))
+    try:
+        yield
+    finally:
+        context.detach(token)

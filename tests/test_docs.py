@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -600,6 +601,7 @@ async def test_the_tests_of_the_tutorials_chat(load: Any):
         await module.test_nobody_stays_behind(clock)
     with testing.fresh_store() as clock:
         await module.test_typing_ends_by_itself_and_with_the_connection(clock)
+        await load("tutorial.md", "chat.test_before").test_a_message_comes_back_to_its_sender(clock)
 
 
 async def test_typing(load: Any):
@@ -1002,3 +1004,10 @@ async def test_a_socket_outlives_a_redis_that_is_away(load: Any, settings: Any):
         for _ in range(2):
             await zoe.say(typing=True)
             assert (await zoe.read())["type"] == "notice"
+
+
+def test_a_package_index_is_given_no_relative_links_or_images() -> None:
+    text = runpy.run_path(str(ROOT / "setup.py"))["description"]()
+    assert "# django-ephemeral-state" in text
+    assert "See the tutorial, the how-to and the reference" in text
+    assert re.findall(r"\]\((?!https?:|#)[^)]*\)|<details>|<img", text) == []

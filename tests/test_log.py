@@ -317,7 +317,10 @@ async def test_a_duty_that_somebody_cancels_is_told_of_and_goes_on(said: Said):
     await rig.hub.follow(TOPIC, follower.delivery)
     await rig.write(Set("c", TOPIC, "k"))
     await until(lambda: said("duty_ended"))
-    assert said("duty_ended") == ["hearing or comparing was ended by somebody else, beginning again: None"]
+    assert said("duty_ended") == [
+        "the task listen of the hub was ended by other code, such as a timeout in a middleware around a WebSocket's "
+        "send, and is started again: cancelled"
+    ]
     await rig.write(Set("c", TOPIC, "more"))
     await until(lambda: "more" in follower.view)
     await rig.hub.stop()

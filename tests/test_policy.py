@@ -8,6 +8,7 @@ from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, Permission, User
 
 from ephemeral_state import api
+from ephemeral_state import policy as asking
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.errors import NotConfigured, PermissionDenied
 from ephemeral_state.policy import (
@@ -455,3 +456,19 @@ async def test_an_async_policy_that_fails_has_old_database_connections_closed(mo
     with pytest.raises(PermissionDenied):
         await require(decide, {}, "t")
     assert closed
+
+
+async def test_a_project_without_a_policy_is_told_once_why_everything_is_refused(caplog, monkeypatch):
+    monkeypatch.setattr(asking, "_hinted", [])
+    for question in (DenyAll().can_set, DenyAll().can_subscribe, DenyAll().can_list):
+        with pytest.raises(PermissionDenied, match=r"^not allowed$"):
+            await require(question, {}, "", "room", "key")
+    assert events(caplog) == ["policy_denies_all"]
+    assert "EPHEMERAL_STATE['POLICY']" in caplog.text
+
+
+async def test_a_policy_of_the_projects_own_says_no_without_a_line(caplog, monkeypatch):
+    monkeypatch.setattr(asking, "_hinted", [])
+    with pytest.raises(PermissionDenied):
+        await require(Authenticated().can_set, {}, "", "room", "key")
+    assert events(caplog) == []

@@ -24,7 +24,7 @@ from django.test import Client as Browser
 from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
 
-from ephemeral_state import api, background, consumers
+from ephemeral_state import api, background, consumers, revocation
 from ephemeral_state.consumers import EphemeralStateConsumer
 from ephemeral_state.errors import NameInvalid, NameRequired, StoreUnavailable
 from ephemeral_state.policy import Policy, TopicPermissions
@@ -32,6 +32,7 @@ from ephemeral_state.tally import totals
 
 from .live.peer import Peer
 from .live.server import until
+from .redis_server import RedisServer
 from .waiting import events, settle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,16 +82,30 @@ def rights(*codenames: str) -> Any:
     return Permission.objects.filter(codename__in=codenames)
 
 
+async def ann(*codenames: str) -> User:
+    user = await _create(*codenames)
+    await asyncio.to_thread(revocation._untold.told, 30)
+    return user
+
+
 @sync_to_async
-def ann(*codenames: str) -> User:
+def _create(*codenames: str) -> User:
     user = User.objects.create_user("ann", password="old")
     user.user_permissions.set(rights(*codenames))
     return user
 
 
 @sync_to_async
-def in_db(act: Callable[[], Any]) -> Any:
+def at_once(act: Callable[[], Any]) -> Any:
+    """In the thread of the database."""
     return act()
+
+
+async def in_db(act: Callable[[], Any]) -> Any:
+    """Likewise. Returns when those have been told whom it concerns."""
+    result = await at_once(act)
+    await asyncio.to_thread(revocation._untold.told, 30)
+    return result
 
 
 async def login(user: User) -> Browser:
@@ -417,6 +432,10 @@ class Messages:
     async def __aexit__(self, *_: object) -> None:
         await self.layer.group_discard(self.group, self.channel)
 
+    async def comes(self) -> None:
+        async with asyncio.timeout(20):
+            await self.layer.receive(self.channel)
+
     async def count(self) -> int:
         await settle()
         number = 0
@@ -446,7 +465,8 @@ async def test_nothing_is_told_before_the_transaction_ends_or_after_one_that_fai
             await in_db(lambda: save(fail=True))
         assert await messages.count() == 0
         await in_db(lambda: save(fail=False))
-        assert await messages.count() == 2
+        # The second change may be told together with the first.
+        assert 1 <= await until(messages.count) <= 2
 
 
 @asynccontextmanager
@@ -634,9 +654,54 @@ async def test_a_logout_does_not_fail_when_nobody_can_be_told(
     monkeypatch.setattr("channels.layers.InMemoryChannelLayer.group_send", away)
     async with api_loop():
         await in_db(browser.logout)
-        assert events(caplog) == ["revocation_untold"]
+        assert await until(lambda: events(caplog)) == ["revocation_untold"]
         with pytest.raises(StoreUnavailable):
             await api.arevoke(user)
+
+
+async def test_nobody_who_saves_a_user_waits_for_the_channel_layer(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = [await in_db(lambda n=n: User.objects.create(username=f"u{n}")) for n in range(3)]
+    asked, answers = [], asyncio.Event()
+
+    async def hang(layer: Any, group: str, message: Any) -> None:
+        asked.append(group)
+        await answers.wait()
+
+    monkeypatch.setattr("channels.layers.InMemoryChannelLayer.group_send", hang)
+    async with api_loop():
+        await at_once(users[0].save)
+        await until(lambda: len(asked) == 1)
+        for _ in range(100):  # all while the first message has not been taken
+            for user in users[1:]:
+                await at_once(user.save)
+        assert len(asked) == 1
+        answers.set()
+        await until(lambda: len(asked) == 3)
+        await at_once(users[0].save)
+        await until(lambda: len(asked) == 4)
+    assert events(caplog) == []
+
+
+@pytest.mark.redis
+async def test_no_save_waits_while_redis_hangs(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with RedisServer() as server:
+        layer = "channels_redis.pubsub.RedisPubSubChannelLayer"
+        settings.CHANNEL_LAYERS = {"default": {"BACKEND": layer, "CONFIG": {"hosts": [server.url]}}}
+        user = await ann("view_user")
+        async with Messages(user) as messages, api_loop():
+            await in_db(user.save)
+            await messages.comes()
+            server.stop()
+            try:
+                await at_once(user.save)
+                assert events(caplog) == []  # nobody has answered yet, nor been given up
+                assert await until(lambda: events(caplog)) == ["revocation_untold"]
+            finally:
+                server.cont()
+            await in_db(user.save)
+            await messages.comes()
 
 
 async def test_who_has_left_is_in_no_group_any_more() -> None:

@@ -31,10 +31,11 @@ class Contender(NamedTuple):
     layer: str
     """`memory`, `pubsub`, `core`; `-` for what has no channel layer."""
     app: str
-    """`ours`, `sync`, `handwritten`, `bare`; on Node: `socketio`, `blast`."""
+    """`ours`, `mixin`, `sync`, `handwritten`, `bare`, `pages`; on Node: `socketio`, `blast`."""
     variant: str = ""
     """What its subscribers ask for: `batch`, `batch+rate`; "" for the plain stream. Or what is done about
-    OpenTelemetry: `scraped`, a Prometheus endpoint; `without`, the package cannot be imported."""
+    OpenTelemetry: `scraped`, a Prometheus endpoint; `without`, the package cannot be imported. Or `unasked`: the mixin
+    sends no pings."""
 
     @property
     def name(self) -> str:
@@ -64,6 +65,7 @@ class Server:
             "limited": limited,
             "metrics_port": self._metrics_port,
             "opentelemetry": contender.variant != "without",
+            "asked": contender.variant != "unasked",
         }
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed at exit
         self._process: subprocess.Popen[bytes] | None = None

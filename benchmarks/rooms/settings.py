@@ -26,6 +26,8 @@ CHANNEL_LAYERS = {
     }
 }
 EPHEMERAL_STATE = {"POLICY": "benchmarks.rooms.ours.AllowAll"}
+if not _given["asked"]:
+    EPHEMERAL_STATE |= {"PING_INTERVAL": 0}
 if not _given["limited"]:
     # One client writes as fast as the server lets it, and is not to be slowed down for that.
     EPHEMERAL_STATE |= {"MAX_FRAMES_PER_SECOND": 10**6, "MAX_FRAME_BURST": 10**6}

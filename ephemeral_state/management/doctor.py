@@ -46,7 +46,10 @@ async def examine(
         found |= dict.fromkeys(left)
     if untold:
         warn("not all clears could be published: subscribers see them when they compare with the store")
-    report = _Report(found, left, checkup.keys, fix=fix)
+    advice = await store.advice()
+    for text in advice:
+        warn(text)
+    report = _Report(found, left, checkup.keys, advice, fix=fix)
     for line in [json_line(report.as_dict())] if as_json else report.lines():
         write(line)
     return not left
@@ -69,16 +72,20 @@ async def _confirmed(checkup: Checkup) -> list[Fault]:
 class _Report:
     """Per kind of fault: how many there were, how many are left, and some of them."""
 
-    def __init__(self, found: Mapping[Fault, None], left: Sequence[Fault], keys: int, *, fix: bool) -> None:
+    def __init__(
+        self, found: Mapping[Fault, None], left: Sequence[Fault], keys: int, advice: Sequence[str], *, fix: bool
+    ) -> None:
         self._found = found
         self._left = set(left)
         self._keys = keys
+        self._advice = advice
         self._fix = fix
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "clean": not self._left,
             "keys": self._keys,
+            "advice": list(self._advice),
             "findings": [
                 {
                     "kind": KINDS[kind].name,

@@ -241,5 +241,9 @@ class Store(ABC):
         """Of all entries, or the transitions of one of them."""
         return History([{}] * MINUTES, ())
 
+    async def advice(self) -> Sequence[str]:
+        """What of its server will do harm though everything works by now: each a sentence for the operator."""
+        return ()
+
     async def close(self) -> None:  # noqa: B027 - most stores hold nothing that needs it
         """Let go of connections that belong to the running event loop."""

@@ -47,6 +47,7 @@ __all__ = ["RedisStore"]
 _HOUR_MS = 60 * 60 * 1000
 _KEY_TTL_MS = 24 * _HOUR_MS
 _FENCE_TTL_MS = _HOUR_MS  # far longer than TCP sends again what was not acknowledged
+_CLOCK_TOLERANCE = 0.5  # seconds; the time in Redis is known as of the last answer, and clocks drift
 _LAYOUT = "v2"  # of the keys: processes of another release must not take them for theirs
 _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' time
 _BROWSE_BUDGET = 5000  # and by one call
@@ -116,7 +117,7 @@ class RedisStore(Store):
     def identity(self) -> str:
         # Without the hosts: one process may know by its name what another one knows by its address.
         databases = ",".join(str(host.get("db") or 0) for host in self._hosts)
-        return f"{self._prefix}/{len(self._roots)}/{databases}"
+        return f"{self._prefix}/{_LAYOUT}/{len(self._roots)}/{databases}"
 
     @property
     def moves(self) -> bool:
@@ -360,6 +361,10 @@ class RedisStore(Store):
         writes: the clock, and after how many ms an untouched key goes."""
         return await self._run(script, number, self._until(), self._key_ttl, *args)
 
+    async def advice(self) -> Sequence[str]:
+        async with reaching(self._until(), self._timeout):
+            return await self._connection().advice(self._roots[0] + b":alive:advice")
+
     async def close(self) -> None:
         with self._lock:
             kept = self._connections.pop(asyncio.get_running_loop(), None)
@@ -457,29 +462,36 @@ class RedisStore(Store):
             self.limits,
             lambda topic: self._partition(topic) == number,
         )
-        limits = (self.limits.max_keys_per_client, self.limits.max_topic_bytes, self._key_ttl, _FENCE_TTL_MS)
-        if batches is None:
-            return await self._ask_to_apply(number, writes, until, *limits, b"", 0, b"", packed)
-        batch, is_first_after = batches.begin(number)
-        fence = (batches.writer.encode(), batch, b"1" if is_first_after else b"")
-        try:
-            outcomes = await self._ask_to_apply(number, writes, until, *limits, *fence, packed)
-        except BaseException:
-            batches.give_up(number, batch)
-            raise
-        batches.applied(number, batch)
-        return outcomes
+        batch, is_first_after = batches.begin(number) if batches is not None else (0, False)
 
-    async def _ask_to_apply(
-        self, number: int, writes: Sequence[Write], until: float, *args: bytes | int
-    ) -> list[Outcome]:
+        async def attempt() -> list[Outcome]:
+            limits = (self.limits.max_keys_per_client, self.limits.max_topic_bytes, self._key_ttl, _FENCE_TTL_MS)
+            if batches is None:
+                data = await self._run(_APPLY, number, until, *limits, b"", 0, b"", b"", packed)
+            else:
+                given_up_at = batches.store_time(number, until + _CLOCK_TOLERANCE)
+                fence = (batches.writer.encode(), batch, b"1" if is_first_after else b"", given_up_at)
+                data = await self._run(_APPLY, number, until, *limits, *fence, packed)
+                batches.learn_time(number, wire.read_time(data), asyncio.get_running_loop().time())
+            return wire.read_outcomes(data, writes, self.limits)
+
         try:
-            return wire.read_outcomes(await self._run(_APPLY, number, until, *args), writes, self.limits)
-        except StoreUnavailable as error:
-            if not is_of_wrong_server(error) or error.__cause__ is not None:  # with a cause, it was asked twice already
-                raise
-        self._connection().leave_server(number)  # a replica, which has carried out none of them
-        return wire.read_outcomes(await self._run(_APPLY, number, until, *args), writes, self.limits)
+            try:
+                outcomes = await attempt()
+            except wire.TooLate:  # Redis' clock was put forward
+                outcomes = await attempt()
+            except StoreUnavailable as error:
+                if not is_of_wrong_server(error) or error.__cause__ is not None:  # with a cause, it was asked twice
+                    raise
+                self._connection().leave_server(number)  # a replica, which has carried out none of them
+                outcomes = await attempt()
+        except BaseException:
+            if batches is not None:
+                batches.give_up(number, batch)
+            raise
+        if batches is not None:
+            batches.applied(number, batch)
+        return outcomes
 
     async def _with_payloads(self, found: Sequence[tuple[int, wire.Row]], until: float) -> list[Entry]:
         payloads: dict[bytes, bytes] = {}

@@ -21,6 +21,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
+from .. import log
 from ..errors import NotConfigured, StoreUnavailable
 
 __all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts", "require_redis_py"]
@@ -28,6 +29,8 @@ __all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts
 Host = Mapping[str, Any]
 _MIN_VERSION = (6, 2)
 _MIN_REDIS_PY = (5, 0, 8)  # up to 5.0.4 each pooled connection fails one call after a restart; 5.0.0 has no from_pool
+_LOOK = 5.0  # seconds between looks whether a server has evicted keys
+_RETRY_RIGHT = 10.0  # seconds between looks whether a right that was missing is there
 _PAUSE = 0.25  # seconds between asking a silent host whether it is back
 # What redis-py 5 to 7 do by themselves, also for redis-py 8. A socket_timeout would be worse than none: with it
 # redis-py awaits each write by asyncio.wait_for, which before Python 3.12 loses a cancellation, and so our time limit.
@@ -57,6 +60,16 @@ class Connection:
         self._routes: dict[int, Redis] = {}  # of a cluster: which node has the slot of a partition
         self._silent: dict[Redis, asyncio.Task[None]] = {}
         self._doubted: set[Redis] = set()  # clients whose idle connections may lead to the wrong server, or nowhere
+        self._next_look = 0.0
+        self._evicted: dict[int, int] = {}  # keys, by the number of the server, as of the last look
+        self._advised: set[str] = set()
+        self._linkless_until = 0.0
+        self._linkless = log.Trouble(
+            "link_denied",
+            "a right is missing in Redis, so a process that is killed is noticed only when its lease is over: "
+            "%(error)s",
+            "the right is there, a process that is killed is noticed at once",
+        )
         self._renewing: defaultdict[Redis, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.moved = False
         """Whether a server said that it is not the one to ask: other processes may still use it."""
@@ -133,11 +146,75 @@ class Connection:
     async def linked(self, channels: Sequence[bytes]) -> list[bool]:
         """Hold a subscription to the first channel, where partition 0 is; say of each whether anybody does."""
         client = await self._client_of(0)
+        now = asyncio.get_running_loop().time()
+        has_evicted = await self._has_evicted(now)
+        if now < self._linkless_until:
+            return [not has_evicted] + [True] * (len(channels) - 1)
         try:
-            return await self._linked(client, channels)
+            linked = await self._linked(client, channels)
         except (exceptions.ConnectionError, OSError):
             self._doubted.add(client)
             raise
+        except exceptions.ResponseError as error:
+            if (missing := _missing_right(error)) is None:
+                raise
+            # Nothing is known of anybody's subscription then: whoever is killed is found out by the lease alone.
+            self._linkless_until = now + _RETRY_RIGHT
+            self._linkless.met(StoreUnavailable(_needed_for_links(missing, channels[0])))
+            return [not has_evicted] + [True] * (len(channels) - 1)
+        self._linkless.over()
+        return [linked[0] and not has_evicted, *linked[1:]]
+
+    async def _has_evicted(self, now: float) -> bool:
+        """Whether a server has thrown away keys since the last look, maybe of ours: what it has lost must be written
+        back, as after its restart. Warns of a server that may. One that does not tell has not."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + _LOOK
+        has_evicted = False
+        for place, client in enumerate((*self._clients, *self._nodes.values())):
+            try:
+                self._require_answers(client)
+                async with asyncio.timeout(self._patience):
+                    info = await client.info()
+            except (
+                exceptions.RedisError,
+                OSError,
+            ):  # a user may lack INFO, and a server that is away is noticed anyway
+                continue
+            for text in _advice(info):
+                if text not in self._advised:
+                    self._advised.add(text)
+                    log.warning("store_advice", "%(advice)s", advice=text)
+            evicted = int(info.get("evicted_keys", 0))
+            if evicted > self._evicted.setdefault(place, evicted):
+                has_evicted = True
+                log.warning(
+                    "keys_evicted",
+                    "Redis was full and has evicted %(keys)s keys, writing back what this process owns",
+                    keys=evicted - self._evicted[place],
+                )
+            self._evicted[place] = evicted
+        return has_evicted
+
+    async def advice(self, channel: bytes) -> list[str]:
+        """What of the servers, or of the user's rights, will do harm though everything works. `channel` is one that a
+        node might hold."""
+        await self._client_of(0)
+        found: list[str] = []
+        for client in (*self._clients, *self._nodes.values()):
+            with suppress(exceptions.ResponseError):
+                found += _advice(await client.info())
+        client = await self._client_of(0)
+        try:
+            link = await self._subscribed(client, channel)
+            await link.aclose()  # type: ignore[no-untyped-call]
+            await client.pubsub_numsub(channel)
+        except exceptions.ResponseError as error:
+            if (missing := _missing_right(error)) is None:
+                raise
+            found.append(f"a process that is killed is noticed late: {_needed_for_links(missing, channel)}")
+        return list(dict.fromkeys(found))
 
     async def _linked(self, client: Redis, channels: Sequence[bytes]) -> list[bool]:
         if self._link is None:
@@ -151,8 +228,13 @@ class Connection:
 
     async def _subscribed(self, client: Redis, channel: bytes) -> PubSub:
         link = client.pubsub()
-        await link.subscribe(channel)
-        await link.get_message(timeout=self._patience)  # the confirmation
+        try:
+            await link.subscribe(channel)
+            await link.get_message(timeout=self._patience)  # the confirmation
+        except BaseException:
+            with suppress(exceptions.RedisError, OSError):
+                await link.aclose()  # type: ignore[no-untyped-call]
+            raise
         return link
 
     async def find_masters(self) -> None:
@@ -317,16 +399,11 @@ def _client(host: Host) -> Redis:
 
 async def _mode(client: Redis) -> str:
     """Its mode: standalone or cluster. Raises `NotConfigured` for a server that will never do."""
-    try:
-        info = await client.info("server")
-    except exceptions.NoPermissionError:  # an account may lack INFO and still be enough for the scripts
-        return "standalone"
-    except exceptions.InvalidResponse as error:
-        raise NotConfigured("what answers at the configured address is not Redis") from error
-    version = str(info.get("redis_version", "0"))
-    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _MIN_VERSION:
+    info = await _server_info(client)
+    version = str(info.get("redis_version", ""))
+    if version and tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _MIN_VERSION:
         raise NotConfigured(f"Redis {version} is too old: 6.2 is the oldest that can be used")
-    mode = str(info.get("redis_mode") or info.get("server_mode"))
+    mode = str(info.get("redis_mode") or info.get("server_mode") or "standalone")
     if mode == "sentinel":
         raise NotConfigured("this is a Sentinel: give it in hosts, as master_name and sentinels")
     return mode
@@ -357,6 +434,28 @@ def is_of_wrong_server(error: BaseException | None) -> bool:
     return is_answer and _WRONG_SERVER_TEXT.match(str(error)) is not None
 
 
+async def _server_info(client: Redis) -> Mapping[str, Any]:
+    """Its version and mode. A user without INFO is told them by HELLO, and one without that is told nothing."""
+    try:
+        return dict(await client.info("server"))
+    except exceptions.InvalidResponse as error:
+        raise NotConfigured("what answers at the configured address is not Redis") from error
+    except exceptions.ResponseError as error:
+        if _missing_right(error) is None:
+            raise
+    try:
+        hello = await client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except exceptions.ResponseError:
+        return {}
+    pairs = hello.items() if isinstance(hello, dict) else zip(hello[::2], hello[1::2], strict=False)
+    fields = {_text(name): _text(value) for name, value in pairs}
+    return {"redis_version": fields.get("version", ""), "redis_mode": fields.get("mode", "")}
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 @asynccontextmanager
 async def reaching(until: float, timeout: float) -> AsyncIterator[None]:
     """By the loop time `until`, or `StoreUnavailable`: whatever goes wrong with Redis inside becomes that.
@@ -370,6 +469,28 @@ async def reaching(until: float, timeout: float) -> AsyncIterator[None]:
         raise StoreUnavailable(f"Redis did not answer within {timeout:g} s") from error
     except (exceptions.RedisError, OSError) as error:
         raise StoreUnavailable(_reason(error)) from error
+
+
+def _missing_right(error: exceptions.ResponseError) -> str | None:
+    """In Redis' own words, if that is what is wrong: the user may not do it, or the command has been renamed."""
+    text = str(error)
+    is_missing = isinstance(error, exceptions.NoPermissionError) or "nknown command" in text
+    return text if is_missing else None
+
+
+def _needed_for_links(missing: str, channel: bytes) -> str:
+    pattern = channel.rpartition(b":")[0].decode(errors="replace") + ":*"
+    return f"{missing.strip()}; the user of the store needs SUBSCRIBE, and PUBSUB NUMSUB, of {pattern}"
+
+
+def _advice(info: Mapping[str, Any]) -> list[str]:
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy == "noeviction" or not int(info.get("maxmemory", 0)):
+        return []
+    return [
+        f"Redis may evict keys (maxmemory-policy {policy}): state of living owners would be lost, and that of dead "
+        "ones stay; set maxmemory-policy noeviction, or use a Redis of its own"
+    ]
 
 
 def _reason(error: BaseException) -> str:

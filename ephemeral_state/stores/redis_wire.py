@@ -38,6 +38,7 @@ from .base import KINDS, History, NodeStatus, Report, Transition
 __all__ = [
     "ALL",
     "Row",
+    "TooLate",
     "encoded",
     "entry_range",
     "pack_cursor",
@@ -58,6 +59,7 @@ __all__ = [
     "read_sizeds",
     "read_snapshot",
     "read_sweep",
+    "read_time",
     "read_topics",
     "topic_id",
 ]
@@ -71,6 +73,7 @@ _META_SIZE: Final = 32
 _NUMBER = struct.Struct(">d")
 _REVISION = struct.Struct(">dd")
 _META = struct.Struct(">dddd")
+_APPLIED = struct.Struct(">Bd")
 _ROLL = struct.Struct(">dB")
 _NODE = struct.Struct(">dBB")
 
@@ -136,6 +139,16 @@ def pack_writes(
     return b"".join(parts)
 
 
+class TooLate(StoreUnavailable):
+    """A later batch of the same writer was applied before, or the time has passed at which it gives this one up."""
+
+
+def read_time(data: bytes) -> float:
+    """The time in µs at which `apply.lua` was run."""
+    _, now = _APPLIED.unpack_from(data)
+    return float(now)
+
+
 def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[Outcome]:
     """The reply of `apply.lua` to these writes. Raises `StoreUnavailable` if Redis takes no writes at all, or not
     these: they came too late, or their node was reaped."""
@@ -143,8 +156,8 @@ def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[
     if data[0] == 2:
         raise StoreUnavailable("this process was taken for dead, and is about to write back what its connections own")
     if data[0] == 0:
-        raise StoreUnavailable("the write arrived too late: it had been given up, and later ones were applied")
-    at = 1
+        raise TooLate("the write arrived too late")
+    at = _APPLIED.size
     for write in writes:
         status = data[at]
         at += 1

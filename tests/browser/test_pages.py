@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from benchmarks.pages import Pages
+from benchmarks.pages import Pages, main
 
 from .windows import program
 
@@ -38,3 +41,13 @@ async def test_a_page_that_the_browser_freezes_is_gone_for_others(pages: Pages, 
 async def test_a_page_that_knows_nothing_of_pings_is_left_alone(pages: Pages) -> None:
     left = await pages.leave("knows nothing", "link", MISSED)
     assert left.seconds is None, left
+
+
+def test_the_command_prints_and_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program()
+    assert main(["--kinds", "bundled", "--ways", "close", "reload", "--results", str(tmp_path)]) == 0
+    assert re.search(r"^close +\d\.\d\nreload +\d\.\d$", capsys.readouterr().out, re.MULTILINE)
+    (path,) = tmp_path.glob("*-pages.json")
+    seconds = json.loads(path.read_text())["seconds"]["bundled"]
+    assert set(seconds) == {"close", "reload"}
+    assert max(seconds.values()) < 20

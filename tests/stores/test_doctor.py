@@ -98,6 +98,7 @@ def patient(request, redis_url, prefix, settings, monkeypatch):
     }
 
     async def publish(layer, changes, store):
+        assert store == patient.store.identity
         patient.told += changes
         return []
 
@@ -357,6 +358,21 @@ def test_it_says_in_words_what_is_wrong_where(patient):
     call_command("ephemeral_state", "doctor", "--fix", stdout=out)
     assert "7 members of the index that are not there, repaired\n" in out.getvalue()
     assert "Everything fits together" in out.getvalue()
+
+
+def test_it_warns_of_a_redis_that_may_evict_and_finds_nothing_wrong_yet(settings, capsys):
+    with RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "volatile-lru") as server:
+        settings.EPHEMERAL_STATE = {
+            "BACKEND": "ephemeral_state.stores.redis.RedisStore",
+            "OPTIONS": {"url": server.url},
+        }
+        out, errors = io.StringIO(), io.StringIO()
+        call_command("ephemeral_state", "doctor", "--json", stdout=out, stderr=errors)
+        report = json.loads(out.getvalue())
+        assert report["clean"]
+        (advice,) = report["advice"]
+        assert "maxmemory-policy volatile-lru" in advice
+        assert errors.getvalue() == advice + "\n"
 
 
 def test_names_that_are_no_text_are_shown_all_the_same(patient):

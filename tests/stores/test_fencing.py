@@ -130,6 +130,29 @@ async def test_several_batches_that_arrive_late_and_in_any_order_change_nothing(
 
 
 @runs
+async def test_a_set_that_arrives_after_its_time_does_not_replace_what_another_process_has_set_since(
+    shared: World,
+) -> None:
+    batches = Batches("n")
+    await applied(shared, batches, a_set("ann", "k", b"1"))
+    late = await given_up(shared, batches, a_set("ann", "k", b"late"))
+    await applied(shared, Batches("m"), a_set("bob", "k", b"2", node="m"))
+    shared.advance(30_000)  # more than the time that the store has for an answer
+    await late.arrives()
+    assert await values(shared) == {"k": ("bob", b"2")}
+
+
+@pytest.mark.parametrize("clock_jumps_ms", [-600_000, 600_000])
+@runs
+async def test_a_clock_that_jumps_refuses_no_write(shared: World, clock_jumps_ms: int) -> None:
+    batches = Batches("n")
+    for n in range(10):
+        await applied(shared, batches, a_set("ann", f"{n}"))
+        shared.advance(clock_jumps_ms)
+    assert len(await shared.keys()) == 10
+
+
+@runs
 async def test_one_writers_fence_stops_nobody_else(shared: World) -> None:
     batches, other = Batches("n"), Batches("m")
     await given_up(shared, batches, a_set("ann", "k"))
@@ -302,6 +325,35 @@ async def test_a_key_that_its_living_owner_cleared_does_not_stay_in_a_store_that
         "older": ("ann", b"2"),
         "by another writer": ("ann", b""),
     }
+
+
+@runs
+async def test_what_a_store_that_went_back_has_again_does_not_keep_the_latest_owner_out(
+    shared: World, prefix: str, redis_url: str
+) -> None:
+    ann, bob = Batches("n"), Batches("m")
+    await applied(shared, ann, a_set("ann", "k", b"1"), a_set("ann", "l", b"1"))
+    stamp = (await shared.store.beat("n", 12_000, "{}")).stamp
+    past = Past(prefix, redis_url)
+    newest = await applied(shared, bob, a_set("bob", "k", b"2", node="m"), a_set("bob", "l", b"2", node="m"))
+    shared.advance(500)
+    stamp = (await shared.store.beat("n", 12_000, "{}", stamp)).stamp
+    past.comes_back()
+    await shared.store.beat("n", 12_000, "{}", stamp)
+    # The node of the former owner knows that it has lost one of them; of the other one it does not, and its owner ends.
+    await applied(shared, ann, Keep("ann", "n", [(ROOM, "l")]))
+    await applied(shared, ann, Drop("ann", node="n"))
+    await applied(shared, bob, *(restore(change, "m") for change in newest))
+    assert await values(shared) == {"k": ("bob", b"2"), "l": ("bob", b"2")}
+
+
+@runs
+async def test_of_what_its_own_client_has_set_the_node_knows_the_last_value(shared: World) -> None:
+    batches = Batches("n")
+    (before,) = await applied(shared, batches, a_set("ann", "k", b"known"))
+    await applied(shared, batches, a_set("ann", "k", b"of another server that took over for a moment"))
+    assert len(await applied(shared, batches, restore(before))) == 1
+    assert await values(shared) == {"k": ("ann", b"known")}
 
 
 @pytest.mark.parametrize("is_noticed_before", [False, True])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
 from ephemeral_state.state import Clear, Drop, Limits, Peer, Restore, Revision, Set, Topic
+from ephemeral_state.stores import redis_client
 from ephemeral_state.stores.base import Report
 from ephemeral_state.stores.memory import MemoryStore
+from ephemeral_state.stores.redis import RedisStore
 from ephemeral_state.stores.redis_wire import read_buried
 from tests.redis_server import RedisServer
+from tests.waiting import events
 
 from .world import ROOM, World, runs
 
@@ -461,3 +465,41 @@ async def test_a_beat_keeps_what_is_known_of_the_node_and_giving_back_the_lease_
         assert all(client.pttl(name) > 60_000 for name in names)
         await store.resign("n")
         assert not client.exists(f"{{{prefix}:v2:0}}:who:n")
+
+
+@runs
+async def test_a_user_without_channels_goes_by_leases_and_is_told_of_it_once(caplog, monkeypatch):
+    monkeypatch.setattr(redis_client, "_RETRY_RIGHT", 0.0)
+    with RedisServer() as server:
+        server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "+@all", "resetchannels", "&none")
+        store = RedisStore(Limits(), url=f"redis://app:pw@127.0.0.1:{server.port}")
+        await store.beat("dead", 500, "{}")
+        for _ in range(3):
+            roll = await store.beat("alive", 60_000, "{}")
+            assert roll.linked
+            assert [peer.linked for peer in roll.peers] == [True]
+        assert events(caplog) == ["link_denied"]
+        assert "{ephemeral:v2:0}:alive:*" in caplog.text
+        server.command("ACL", "SETUSER", "app", "&{ephemeral:*")
+        assert not (await store.beat("alive", 60_000, "{}")).peers[0].linked
+        assert events(caplog) == ["link_denied", "link_denied_over"]
+        await store.close()
+
+
+@runs
+async def test_a_redis_that_evicts_is_told_of_before_and_a_node_has_lost_something_after(caplog, monkeypatch):
+    monkeypatch.setattr(redis_client, "_LOOK", 0.0)
+    with RedisServer("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-random") as server:
+        store = RedisStore(Limits(), url=server.url)
+        for _ in range(3):
+            assert (await store.beat("n", 60_000, "{}")).linked
+        assert events(caplog) == ["store_advice"]
+        server.command("CONFIG", "SET", "maxmemory", server.command("INFO", "memory")["used_memory"] + 100_000)
+        while not server.command("INFO", "stats")["evicted_keys"]:
+            server.command("SET", f"other:{time.monotonic()}", b"x" * 10_000)
+        assert not (await store.beat("n", 60_000, "{}")).linked
+        assert events(caplog) == ["store_advice", "keys_evicted"]
+        server.command("CONFIG", "SET", "maxmemory", 0)
+        await store.beat("n", 60_000, "{}")
+        assert (await store.beat("n", 60_000, "{}")).linked
+        await store.close()

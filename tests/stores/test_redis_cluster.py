@@ -86,3 +86,14 @@ async def test_a_node_that_is_gone_harms_its_own_partitions_only():
         assert failed[-1]
         assert 0 < sum(failed[:-1]) < len(TOPICS)
         assert (await world.entries(TOPICS[failed.index(False)]))[0].key == "k"
+
+
+@runs
+async def test_a_user_without_info_finds_the_nodes_of_a_cluster(cluster):
+    for node in cluster.nodes:
+        node.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "&*", "+@all", "-info")
+    url = cluster.urls[0].replace("redis://", "redis://app:pw@")
+    world = World(RedisStore(Limits(), url=url, prefix=unique_prefix(), partitions=8, timeout=20), None)
+    await world.changes(*(Set("ann", topic, "k") for topic in TOPICS))
+    assert [await world.keys(topic) for topic in TOPICS] == [["k"]] * len(TOPICS)
+    await world.store.close()

@@ -5,32 +5,36 @@
 --   ARGV[4]  ms after which an untouched key of ours goes      ARGV[5]  ms that a fence is kept
 --   ARGV[6]  the writer; empty: not fenced    ARGV[7]  the number of this batch among those of the writer
 --   ARGV[8]  '1': the writer has given up an earlier batch, which must not be applied when it arrives late
---   ARGV[9]  the writes, packed: op, ttl in ms (< 0: no deadline), lengths of client, topic, key and payload, then
+--   ARGV[9]  when the writer gives up this batch, in µs; empty: it does not know the time here
+--   ARGV[10] the writes, packed: op, ttl in ms (< 0: no deadline), lengths of client, topic, key and payload, then
 --            those. op is 'S' set, 'C' clear, 'D' drop, 'A' drop of a client that ended abnormally, 'R' restore,
 --            'K' keep: its payload are the entries, packed, that the client still owns.
 --            For all but S and R follows: 1 if the node of the client's connection asks for it.
 --            For S and R follow: keys that the client owns in other partitions, grace in ms, node;
 --            for R then a stamp: epoch, revision
 --
--- Returns, packed: 1 if the batch was applied, 0 if it came too late and 2 if its node was reaped, then per write:
--- 0 nothing changed; 1 epoch, revision; 2 number of keys owned, too many; 3 text of Redis' error; 4 count, changes;
+-- Returns, packed: 1 if the batch was applied, 0 if it came after a later one or after its time, and 2 if its node was
+-- reaped; the time in µs; then per write: 0 nothing changed; 1 epoch, revision; 2 number of keys owned, too many; 3 text of Redis' error; 4 count, changes;
 -- 5 bytes of the topic, too many; 6 the entry belongs to somebody else by now.
 
 local cap, max_bytes = tonumber(ARGV[2]), tonumber(ARGV[3])
 local key_ttl_ms = tonumber(ARGV[4])
 
 -- A request that its client has given up may still arrive, even after the connection was closed: TCP sends it again.
+local now = now_us()
+
 if ARGV[6] ~= '' then
   local fence = tonumber(redis.call('GET', fence_key(ARGV[6])) or nil)
   if fence and tonumber(ARGV[7]) < fence then
-    return struct.pack('B', fence == math.huge and 2 or 0)
+    return struct.pack('>Bd', fence == math.huge and 2 or 0, now)
+  end
+  if ARGV[9] ~= '' and now > tonumber(ARGV[9]) then
+    return struct.pack('>Bd', 0, now)
   end
   if ARGV[8] == '1' then
     redis.call('SET', fence_key(ARGV[6]), ARGV[7], 'PX', ARGV[5])
   end
 end
-
-local now = now_us()
 
 local KEEP_US = key_ttl_ms * 1000 / 24
 
@@ -128,15 +132,14 @@ end
 -- Whether somebody else has had the entry, or cleared it, since the client was its owner by the given stamp. Otherwise
 -- an entry that is not here was lost, or cleared because its node was taken for dead.
 local function is_taken(entry, client, epoch, revision)
-  local taken = redis.pcall('HGET', taken_key(client), entry)
-  if taken and not failed(taken) and #taken == 16 then
-    local its_epoch, its_revision = struct.unpack('>dd', taken)
-    if is_stamp_newer(its_epoch, its_revision, epoch, revision) then
-      return true
+  for _, key in ipairs({taken_key(client), GONE}) do
+    local stamp = redis.pcall('HGET', key, entry)
+    if stamp and not failed(stamp) and #stamp == 16 then
+      local its_epoch, its_revision = struct.unpack('>dd', stamp)
+      if is_stamp_newer(its_epoch, its_revision, epoch, revision) then
+        return true
+      end
     end
-  end
-  if is_recovering() and redis.pcall('HEXISTS', GONE, entry) == 1 then
-    return true
   end
   local former = get_reaped(entry)
   return former and former ~= client
@@ -152,7 +155,9 @@ local function restore(ttl_ms, client, topic, key, payload, node, grace_ms, epoc
   if failed(owned) then
     return refused(owned, ckey)
   end
-  if head and owner_of(head) == client and grace_of(head) >= 0 and is_newer(head, epoch, revision) then
+  local is_own = head and owner_of(head) == client and grace_of(head) >= 0
+  -- Of what it has set itself, the node knows the last value, and the store may have gone back to another one.
+  if is_own and (kept_of(head) == -math.huge and is_newer(head, epoch, revision) or has_stamp(head, epoch, revision)) then
     -- It is there. Only its last resort, and its home, are put off.
     put_due(entry, math.min(deadline_of(head), now + key_ttl_ms * 1000))
     move_home(now, client, node, key_ttl_ms)
@@ -233,7 +238,7 @@ for key, command in pairs({[DEADLINES] = 'ZCARD', [INDEX] = 'ZCARD', [HOMES] = '
   end
 end
 
-local outcomes, position, writes = {struct.pack('B', 1)}, 1, ARGV[9]
+local outcomes, position, writes = {struct.pack('>Bd', 1, now)}, 1, ARGV[10]
 while position <= #writes do
   local op, ttl_ms, client_size, topic_size, key_size, payload_size, at = struct.unpack('>c1dI4I4I4I4', writes, position)
   local topic_at = at + client_size

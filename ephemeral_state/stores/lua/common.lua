@@ -17,7 +17,7 @@
 --   root:fence:N    string  the number of the earliest batch of writer N that may still be applied; "inf": none, for
 --                           node N was reaped
 --   root:reaped:H   hash    entry -> the client that owned it when its node was reaped, in the hour H since 1970
---   root:gone       hash    entry -> '': removed while the partition recovers from a loss (see `is_recovering`)
+--   root:gone       hash    entry -> its stamp: removed while the partition recovers from a loss (see `is_recovering`)
 --   root:life       hash    born, floor, epoch, recovers, offset, seen: see `life`
 --   root:leases     zset    node by the end of its lease in µs        (this and all below: in partition 0 only)
 --   root:nodes      hash    node -> its metadata, JSON
@@ -224,6 +224,10 @@ local function is_newer(head, epoch, revision)
   return is_stamp_newer(its_epoch, its_revision, epoch, revision)
 end
 
+local function has_stamp(head, epoch, revision)
+  return string.sub(head, 9, 24) == struct.pack('>dd', epoch, revision)
+end
+
 local function deadline_of(head)
   return (struct.unpack('>d', head))
 end
@@ -314,7 +318,7 @@ local function remove(topic, key, head)
   take_due(entry)
   redis.call('ZREM', INDEX, entry)
   if is_recovering() then
-    redis.pcall('HSET', GONE, entry, '')
+    redis.pcall('HSET', GONE, entry, string.sub(head, 9, 24))
     redis.call('PEXPIRE', GONE, RECOVERY_NOTES_MS)
   end
   return struct.pack('>dd', epoch, revision) .. sized(topic) .. sized(key) .. sized(owner)

@@ -11,7 +11,8 @@ local function add(key, is_dying)
   local nodes = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
   for index = 1, #nodes, 2 do
     local node, stamp = nodes[index], nodes[index + 1]
-    local listening = redis.call('PUBSUB', 'NUMSUB', root .. ':alive:' .. node)[2]
+    -- A user without PUBSUB sees nobody's connection, and the lease tells the rest.
+    local listening = redis.pcall('PUBSUB', 'NUMSUB', root .. ':alive:' .. node)[2] or 0
     out[#out + 1] = struct.pack('>dBB', (tonumber(stamp) - now) / 1000, listening > 0 and 1 or 0, is_dying)
       .. sized(stamp) .. sized(node) .. sized(redis.call('HGET', NODES, node) or '')
   end
