@@ -118,6 +118,7 @@ class EntryAdmin(_ModelAdmin):
     def _results(self, request: HttpRequest, filters: Filters, cursor: str, found: Found, fault: str) -> dict[str, Any]:
         return {
             "rows": found.rows,
+            "named": bool(filters.namespace) or any(row["namespace"] for row in found.rows),
             "fault": fault,
             "filters": filters,
             "cursor": cursor,
@@ -419,6 +420,7 @@ def _columns(filters: Filters) -> list[dict[str, str]]:
     order = filters.order
     return [
         {
+            "name": name,
             "title": title,
             "url": short(filters._replace(order=f"-{name}" if order == name else name).url()),
             "sorted": "ascending" if order == name else "descending" if order == f"-{name}" else "",

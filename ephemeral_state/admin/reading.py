@@ -20,7 +20,7 @@ from ..printing import json_object, preview, printable
 from ..state import Entry, Topic
 from ..stores import get_store
 from ..stores.base import KINDS, History, Owner, Transition
-from .text import NAME_LENGTH, PAYLOAD_LENGTH, Filters, Identity, payload_pretty, short
+from .text import NAME_LENGTH, PAYLOAD_LENGTH, Filters, Identity, owner_parts, payload_pretty, short
 
 __all__ = ["EntryPage", "Found", "entry_page", "find", "overview", "tag"]
 
@@ -112,32 +112,36 @@ def _row(entry: Entry, owner: Owner | None, living: Mapping[str, str], *, shared
     process = ""
     if owner is not None:
         process = living.get(owner.node, "no living process") if shared else _this_process()
-    return identity.shown() | {
-        "id": hashlib.blake2b(repr(identity[:3]).encode(errors="surrogatepass"), digest_size=9).hexdigest(),
-        "token": identity.token(),
-        "url": short("entry/?" + _query(identity)),
-        "namespace_url": short(Filters(identity.namespace).url()),
-        "topic_url": short(Filters(*entry.topic).url()),
-        "payload": preview(entry.payload, PAYLOAD_LENGTH),
-        "size": len(entry.payload),
-        "time_left": time_left(entry.expires_in_ms),
-        "left_ms": entry.expires_in_ms,
-        "full_ms": max(entry.expires_in_ms or 0, get_store().limits.default_ttl_ms),
-        "user": printable(user, NAME_LENGTH),
-        "user_url": short(Filters(user=user).url()) if user else "",
-        "process": process,
-        "lost": process == "no living process",
-        "age": "" if age is None else ago(age),
-        "age_s": None if age is None else int(age),
-        "sort": {
-            **identity._asdict(),
-            "payload": entry.payload,
-            "time_left": float("inf") if entry.expires_in_ms is None else entry.expires_in_ms,
-            "user": user,
+    return (
+        identity.shown()
+        | owner_parts(identity.owner)
+        | {
+            "id": hashlib.blake2b(repr(identity[:3]).encode(errors="surrogatepass"), digest_size=9).hexdigest(),
+            "token": identity.token(),
+            "url": short("entry/?" + _query(identity)),
+            "namespace_url": short(Filters(identity.namespace).url()),
+            "topic_url": short(Filters(*entry.topic).url()),
+            "payload": preview(entry.payload, PAYLOAD_LENGTH),
+            "size": len(entry.payload),
+            "time_left": time_left(entry.expires_in_ms),
+            "left_ms": entry.expires_in_ms,
+            "full_ms": max(entry.expires_in_ms or 0, get_store().limits.default_ttl_ms),
+            "user": printable(user, NAME_LENGTH),
+            "user_url": short(Filters(user=user).url()) if user else "",
             "process": process,
-            "age": age or 0,
-        },
-    }
+            "lost": process == "no living process",
+            "age": "" if age is None else ago(age),
+            "age_s": None if age is None else int(age),
+            "sort": {
+                **identity._asdict(),
+                "payload": entry.payload,
+                "time_left": float("inf") if entry.expires_in_ms is None else entry.expires_in_ms,
+                "user": user,
+                "process": process,
+                "age": age or 0,
+            },
+        }
+    )
 
 
 def _query(identity: Identity) -> str:
@@ -200,13 +204,17 @@ def _transitions(
 
 def _transition(each: Transition, before: str, names: Mapping[str, str], *, shared: bool) -> dict[str, Any]:
     identity = Identity(*each.topic, each.key, each.client)
-    return identity.shown() | {
-        "what": "set" if each.reason is None else each.reason,
-        "taken_from": printable(before, NAME_LENGTH) if each.reason is None and before != each.client else "",
-        "ago": ago(each.age_ms / 1000),
-        "process": names.get(each.node, each.node) if shared else _this_process(),
-        "url": short("entry/?" + _query(identity)),
-    }
+    return (
+        identity.shown()
+        | owner_parts(identity.owner)
+        | {
+            "what": "set" if each.reason is None else each.reason,
+            "taken_from": printable(before, NAME_LENGTH) if each.reason is None and before != each.client else "",
+            "ago": ago(each.age_ms / 1000),
+            "process": names.get(each.node, each.node) if shared else _this_process(),
+            "url": short("entry/?" + _query(identity)),
+        }
+    )
 
 
 def _lease(process: Process) -> dict[str, Any]:
@@ -263,6 +271,7 @@ async def overview() -> dict[str, Any]:
             {"ago": len(history.minutes) - 1 - n, **{kind: minute.get(kind, 0) for kind in KINDS}}
             for n, minute in enumerate(history.minutes)
         ][::-1],
+        "named": any(topic.namespace for topic, _ in busiest),
         "busiest": [
             {
                 "namespace": printable(topic.namespace, NAME_LENGTH),

@@ -15,6 +15,7 @@ from ..state import Clear, Topic
 __all__ = [
     "Filters",
     "Identity",
+    "owner_parts",
     "payload_pretty",
     "read_token",
     "short",
@@ -23,6 +24,8 @@ __all__ = [
 NAME_LENGTH: Final = 80
 PAYLOAD_LENGTH: Final = 160
 _MAX_URL: Final = 4000  # characters; servers and proxies refuse URLs of 8 to 16 kB, and names may be as long
+_SHORT_OWNER: Final = 16  # characters of an owner that is shown whole
+_OWNER_TAIL: Final = 8  # characters at the end of an owner that is not
 _SALT: Final = "ephemeral_state.admin"
 
 
@@ -86,6 +89,15 @@ class Identity(NamedTuple):
 
     def in_words(self) -> str:
         return " › ".join(part for part in [*self.shown().values()][:3] if part)
+
+
+def owner_parts(owner: str) -> dict[str, str]:
+    """The name of an owner in two parts, of which a page shows the beginning of the first; empty for a short name.
+    Channel names are long, and only their ends differ."""
+    shown = printable(owner, NAME_LENGTH)
+    if len(shown) <= _SHORT_OWNER:
+        return {"owner_head": "", "owner_tail": ""}
+    return {"owner_head": shown[:-_OWNER_TAIL], "owner_tail": shown[-_OWNER_TAIL:]}
 
 
 def read_token(token: str) -> Identity:
