@@ -141,7 +141,10 @@ def _uvicorn(application: str, fd: int) -> None:
     import uvicorn
 
     lifespan = "on" if application.endswith(":lifespan") else "off"
-    config = uvicorn.Config(application, lifespan=lifespan, log_level="warning", ws_ping_interval=600, access_log=False)
+    ping = float(os.environ.get("SERVER_PING", "600"))
+    config = uvicorn.Config(
+        application, lifespan=lifespan, log_level="warning", ws_ping_interval=ping, access_log=False
+    )
     with socket.socket(fileno=fd) as listening:
         uvicorn.Server(config).run(sockets=[listening])
 
