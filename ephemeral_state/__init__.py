@@ -32,6 +32,7 @@ The modules in reading order; each imports only from those before it:
     connection     one owner's rights and duties
     lifecycle      one WebSocket's comings and goings: nothing ends unnoticed
     hold, watch    an owner, and a subscriber, that are no WebSocket
+    overdue        leases that are over, for processes that have none of their own
     gate           what is too much for one client, and what becomes of it
     revocation     asking again whether a user may: who has to be told, and how
     consumers      EphemeralStateMixin, SyncEphemeralStateMixin, EphemeralStateConsumer

@@ -16,6 +16,7 @@ from typing import Any, Final
 from channels.layers import BaseChannelLayer
 from django.db import transaction
 
+from . import overdue
 from .background import wait
 from .broadcast import tell_all_layers
 from .errors import InvalidTTL
@@ -86,7 +87,8 @@ async def alist(topic: str, *, namespace: str = "") -> builtins.list[Entry]:
     """What is live in the topic, sorted by key."""
     where = Topic(namespace, topic).require()
     with span("list", where):
-        return builtins.list((await get_store().snapshot(where)).entries)
+        snapshot, over = await asyncio.gather(get_store().snapshot(where), overdue.look())
+        return builtins.list(await overdue.live(snapshot.entries, over))
 
 
 async def alist_many(topics: Iterable[str], *, namespace: str = "") -> dict[str, builtins.list[Entry]]:
@@ -94,10 +96,11 @@ async def alist_many(topics: Iterable[str], *, namespace: str = "") -> dict[str,
     wanted = [Topic(namespace, name).require() for name in _names(topics)]
     found: dict[str, builtins.list[Entry]] = {}
     with span("list_many", topics=len(wanted)):
+        over = await overdue.look()
         for first in range(0, len(wanted), _AT_ONCE):
             reading = map(get_store().snapshot, wanted[first : first + _AT_ONCE])
             for snapshot in await asyncio.gather(*reading):
-                found[snapshot.topic.name] = builtins.list(snapshot.entries)
+                found[snapshot.topic.name] = builtins.list(await overdue.live(snapshot.entries, over))
     return found
 
 
@@ -106,7 +109,8 @@ async def acount(topics: Iterable[str], *, namespace: str = "") -> dict[str, int
     names = _names(topics)
     wanted = [Topic(namespace, name).require() for name in names]
     with span("count", topics=len(wanted)):
-        return dict(zip(names, await get_store().counts(wanted), strict=True))
+        counts, _ = await asyncio.gather(get_store().counts(wanted), overdue.look())
+        return dict(zip(names, counts, strict=True))
 
 
 async def adisconnect(client: str, *, close: int | None = None) -> None:
@@ -178,7 +182,11 @@ async def abrowse(
     if not isinstance(limit, int) or limit < 1:
         raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
     with span("browse"):
-        return await get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search)
+        page, over = await asyncio.gather(
+            get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search),
+            overdue.look(),
+        )
+        return Page(await overdue.live(page.entries, over), page.cursor)
 
 
 def set(
@@ -269,6 +277,7 @@ def _set(topic: str, key: str, payload: object, client: str | None, namespace: s
 async def _put(write: Set) -> None:
     with span("set", write.topic):
         await current().write(write)
+        await overdue.look()
 
 
 def _run(write: Callable[[], Coroutine[Any, Any, object]], on_commit: bool | str) -> None:

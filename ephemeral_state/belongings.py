@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from .protocol import Event
@@ -92,6 +92,10 @@ class Belongings:
     def keeps(self, clients: Iterable[str], node: str, now: float) -> list[Keep]:
         """The writes that remove what these clients do not own any more."""
         return [Keep(client, node, [*self._live(client, now)]) for client in clients]
+
+    def owns_in(self, topics: Collection[Topic]) -> bool:
+        """Whether anything is owned in one of these topics."""
+        return any(topic in topics for topic, _ in self._things)
 
     def count(self, client: str) -> int:
         """How many keys the client owns."""

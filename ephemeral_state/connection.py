@@ -99,9 +99,10 @@ class Connection:
         if others >= max_entries:
             raise TooManyEntries(f"the topic has {others} entries, the limit is {max_entries}")
 
-    async def list(self, topic: Topic) -> Sequence[Entry]:
-        """Live entries, sorted by key. Raises `StoreUnavailable`."""
-        return (await self._node.store.snapshot(topic.require())).entries
+    async def list(self, topic: Topic, most_bytes: int | None = None) -> Sequence[Entry]:
+        """Live entries, sorted by key. Raises `StoreUnavailable`, or `TopicTooLarge` if it would be more than
+        `most_bytes`."""
+        return (await self._node.store.snapshot(topic.require(), most_bytes)).entries
 
     async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = PLAIN) -> int:
         """One snapshot, of so many characters, then every change. Raises `ConnectionGone`, `NameInvalid` or

@@ -24,6 +24,7 @@ from .errors import (
     StoreUnavailable,
     TooManyEntries,
     TooManyTopics,
+    TopicTooLarge,
 )
 from .gate import Gate
 from .lifecycle import READ_AHEAD, Lifecycle
@@ -506,7 +507,10 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
 
     async def _list(self, connection: Connection, topic: Topic, ref: Ref) -> None:
         await self._ephemeral_lifecycle().until_read()
-        entries = await connection.list(topic)
+        try:
+            entries = await connection.list(topic, LONGEST)
+        except TopicTooLarge as error:
+            raise TooManyEntries(f"{error}: subscribe to the topic") from error
         read = sum(len(entry.payload) for entry in entries)
         told = entries if read <= LONGEST else entries[:1]  # in a frame they are a third longer
         text, rest = encode_welcome(topic.name, told)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,7 @@ __all__ = ["Hub"]
 _PATIENCE: Final = 0.05  # seconds that a batch may be early before a snapshot is read
 _DOUBT: Final = 0.25  # seconds that a batch may be on its way before the beacon calls it lost
 _REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after the store lost everything
+_OVERDUE: Final = 1000.0  # ms after its deadline, by which the store would have told of an entry that has expired
 _REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
 _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
@@ -58,9 +59,10 @@ class Hub:
         beacon_interval: float,
         *,
         heard: Callable[[Topic, Sequence[Event]], None] | None = None,
-        went_back: Callable[[], None] | None = None,
+        went_back: Callable[[Collection[Topic]], None] | None = None,
     ) -> None:
-        """`heard` is called with what subscribers hear; `went_back` when the store has lost writes that it had."""
+        """`heard` is called with what subscribers hear; `went_back` with topics of which the store may have
+        lost something."""
         self._store = store
         self._heard = heard
         self._went_back = went_back
@@ -396,6 +398,7 @@ class Hub:
                 self._comparing.over()
             except Exception as error:  # whatever it is: without a beacon, views would stay wrong silently
                 self._comparing.met(error)
+                self._expire_here()
 
     async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
         """Have views repaired that are not what the store says. Returns the topics of which too little was heard, as
@@ -403,19 +406,25 @@ class Hub:
         # Before asking: what the stream brings while the store answers may be newer than the answer.
         before = [feed.replica.revision for feed in feeds]
         with housekeeping():
-            revisions = await self._store.revisions([feed.topic for feed in feeds]) if feeds else []
+            digests = await self._store.digests([feed.topic for feed in feeds]) if feeds else []
+        revisions = [digest and digest.revision for digest in digests]
+        for feed, digest in zip(feeds, digests, strict=True):
+            if digest is not None and feed.replica.contradicts(digest) and feed.repairing is None:
+                self._found_wrong(feed)
         doubtful = [
             (feed, revision, feed.replica.revision, feed.taken)
             for feed, revision in zip(feeds, revisions, strict=True)
             if revision is not None and not feed.agrees(revision)
         ]
         if doubtful:
-            if self._went_back is not None and any(
-                now is not None and then.epoch and (now < then or now.epoch != then.epoch) and feed.replica.entries(0)
+            # Another epoch: the store has lost the topic, or it was emptied and used again and we missed it.
+            suspects = {
+                feed.topic
                 for feed, now, then in zip(feeds, revisions, before, strict=True)
-            ):
-                # Another epoch: the store has lost the topic, or was emptied and used again and we missed it.
-                self._went_back()
+                if now is not None and then.epoch and (now < then or now.epoch != then.epoch)
+            }
+            if self._went_back is not None and suspects:
+                self._went_back(suspects)
             await asyncio.sleep(_DOUBT)
         stale = []
         for feed, revision, then, taken in doubtful:
@@ -429,6 +438,23 @@ class Hub:
         if None in revisions:
             raise StoreUnavailable("a part of the store does not answer")
         return stale
+
+    def _found_wrong(self, feed: _Feed) -> None:
+        """The replica has the store's revision and something else in it. No known fault leads here."""
+        self._tally["views_wrong"] += 1
+        log.warning(
+            "view_wrong",
+            "the view of %(topic)s was not what the store has, reading it again",
+            namespace=feed.topic.namespace,
+            topic=feed.topic.name,
+        )
+        feed.repairing = asyncio.get_running_loop().create_task(self._repair(feed, 0))
+
+    def _expire_here(self) -> None:
+        """The store does not answer, and nobody tells what has expired."""
+        for feed in list(self._feeds.values()):
+            if feed.open:
+                self._tell(feed, feed.replica.expire(_now() - _OVERDUE))
 
     async def _rejoin(self, channel: str, topics: Iterable[Topic]) -> None:
         for topic in list(topics):

@@ -41,6 +41,7 @@ COUNTED: Final = (
     "store_trouble",
     "sweep_failed",
     "users_trouble",
+    "view_wrong",
 )
 """The warnings and errors. An alarm for the first of its kind needs to know beforehand that there were none."""
 

@@ -123,6 +123,13 @@ INSTRUMENTS: Final = (
     ),
     Instrument(
         "counter",
+        "views.wrong",
+        "{view}",
+        "Topics whose view here had the store's revision and not what the store has. Expected: 0.",
+        partial(_counted, views_wrong=""),
+    ),
+    Instrument(
+        "counter",
         "refusals",
         "{refusal}",
         "Commands to the ready-made consumer that were answered with an error, by its code.",

@@ -10,7 +10,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
@@ -169,7 +169,7 @@ class Node:
         self.sockets = 0  # members that end with the process
         self._signals = Signals(self._process_ends)
         self.journal = Journal(store, self.id)
-        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self._changed)
+        self._writer = Writer(store, self.layer, self._store_trouble, self._carried_out, self._changed, self._owned_by)
         self._writer.name = self.id
 
     @property
@@ -334,6 +334,9 @@ class Node:
         if self.idle:
             await self.store.close()
 
+    def _owned_by(self, client: str) -> int:
+        return self._belongings.count(client) if self._belongings is not None else 0
+
     def _changed(self, changes: Sequence[Change]) -> None:
         self.journal.note(changes)
         if not self.store.shared:
@@ -375,8 +378,12 @@ class Node:
             self.layer,
             self.settings.beacon_interval,
             heard=self._heard,
-            went_back=self._restore_soon,
+            went_back=self._went_back,
         )
+
+    def _went_back(self, topics: Collection[Topic]) -> None:
+        if self._belongings is not None and self._belongings.owns_in(topics):
+            self._restore_soon()
 
     def _heard(self, topic: Topic, events: Sequence[Event]) -> None:
         if self._belongings is None:
@@ -427,6 +434,11 @@ class Node:
                 "lease": self.settings.lease,  # seconds: a process with another setting judges by this one
             }
         )
+
+    async def reap(self, peer: Peer) -> None:
+        """Clear what the clients of a dead node own, and tell of it."""
+        await self._bury(peer)
+        await self._told()
 
     async def _bury(self, peer: Peer) -> None:
         with span("bury", node=peer.node):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from .protocol import Batch, Event
-from .state import Entry, Reason, Revision, Snapshot, Topic
+from .state import Digest, Entry, Reason, Revision, Snapshot, Topic, mixed
 
 __all__ = ["Replica"]
 
@@ -22,13 +22,28 @@ class Replica:
     It starts empty and waits for its first snapshot: until `reset`, every batch is early.
     """
 
-    __slots__ = ("_early", "_held", "_numbers", "_order", "_ready", "revision", "topic", "version")
+    __slots__ = (
+        "_ahead",
+        "_early",
+        "_held",
+        "_hidden",
+        "_numbers",
+        "_order",
+        "_ready",
+        "_sum",
+        "revision",
+        "topic",
+        "version",
+    )
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
         self.revision = _NOTHING
         self._ready = False
         self._held: dict[str, _Held] = {}
+        self._hidden: dict[str, int] = {}  # entries whose time is over here, and that the store has still: last change
+        self._ahead: dict[str, int] = {}  # entries as of a later revision than the others
+        self._sum = 0  # of the digest
         self._numbers = itertools.count(1)
         self._early: dict[Revision, Batch] = {}
         self._order: list[Revision] = []  # of what is early
@@ -46,8 +61,24 @@ class Replica:
         return len(self._held) - (key in self._held) + len(new)
 
     def agrees(self, revision: Revision) -> bool:
-        """Whether the store, saying `revision`, holds what is held here."""
+        """Whether this replica has come as far as the store, which says `revision`."""
         return self._ready and (revision == self.revision or (revision == _NOTHING and not self._held))
+
+    def contradicts(self, digest: Digest) -> bool:
+        """Whether the store, of this very revision, holds something else: then one of the two is wrong."""
+        is_same = self._ready and digest.revision == self.revision and not self._ahead
+        return is_same and digest.sum is not None and digest.sum != self._sum % 2**32
+
+    def expire(self, now: float) -> list[Event]:
+        """Let go of what should have been told as expired by `now`, where the store cannot be asked."""
+        due = [key for key, held in self._held.items() if not held.is_live(now)]
+        heard = []
+        for key in due:
+            held = self._held.pop(key)
+            self._hidden[key] = held.changed
+            heard.append(Event(key, held.client_id, b"", "expired", 0, "", self.revision))
+        self.version += bool(due)
+        return heard
 
     def has_come_to(self, revision: Revision) -> bool:
         """Whether a batch that ends there has nothing new."""
@@ -138,7 +169,11 @@ class Replica:
     def _advance(self, events: Sequence[Event], now: float) -> list[Event]:
         heard = []
         self.version += 1
+        revision = self.revision.revision
         for event in events:
+            revision += 1
+            if self._ahead.get(event.key, 0) >= revision:
+                continue  # the snapshot had this change, or a later one
             if event.reason is None:
                 held = self._held.get(event.key)
                 number = next(self._numbers) if held is None else held.number
@@ -146,17 +181,35 @@ class Replica:
                 same_owner = held is not None and held.client_id == event.client_id and held.is_live(now)
                 event = Event(*event[:7], held is None, same_owner, number)
                 deadline = None if event.expires_in_ms is None else now + event.expires_in_ms
-                self._held[event.key] = _Held(event.client_id, event.payload, deadline, number)
-            elif self._held.pop(event.key, None) is None:
+                self._forget(event.key)
+                self._put(event.key, _Held(event.client_id, event.payload, deadline, number, revision))
+            elif self._forget(event.key) is None:
                 continue  # it had expired before anybody here could hear of it
             heard.append(event)
-        self.revision = Revision(self.revision.epoch, self.revision.revision + len(events))
+        self.revision = Revision(self.revision.epoch, revision)
+        if self._ahead and revision >= max(self._ahead.values()):
+            self._ahead.clear()
         return heard
+
+    def _put(self, key: str, held: _Held) -> None:
+        self._held[key] = held
+        self._sum += mixed(held.changed)
+
+    def _forget(self, key: str) -> _Held | None:
+        """What was held of the key, and shown; the store has it no more."""
+        held = self._held.pop(key, None)
+        changed = self._hidden.pop(key, None) if held is None else held.changed
+        if changed is not None:
+            self._sum -= mixed(changed)
+        return held
 
     def _difference(self, snapshot: Snapshot, now: float, took: float) -> list[Event]:
         self.version += 1
         there = {entry.key: entry for entry in snapshot.entries}
         heard = []
+        self._hidden = {key: changed for key, changed in snapshot.changed.items() if key not in there}
+        self._ahead = dict(snapshot.ahead)
+        self._sum = sum(map(mixed, self._hidden.values()))
         for key in [key for key in self._held if key not in there]:
             held = self._held.pop(key)
             # Nobody is left to say why it went; a passed deadline explains it, or else its owner left.
@@ -165,12 +218,15 @@ class Replica:
             heard.append(Event(key, held.client_id, b"", reason, 0, "", snapshot.revision))
         for key, entry in there.items():
             before = self._held.get(key)
+            changed = snapshot.changed.get(key, 0)
+            self._sum += mixed(changed)
             if before is not None and before.expired_since(entry, now, took):
+                self._held[key] = before._replace(changed=changed)
                 continue  # told long ago, and whoever has joined since its deadline need not hear of it
             known = before if before is not None and before.is_live(now) else None
             number = next(self._numbers) if before is None else before.number
             deadline = None if entry.expires_in_ms is None else now + entry.expires_in_ms
-            self._held[key] = _Held(entry.client_id, entry.payload, deadline, number)
+            self._held[key] = _Held(entry.client_id, entry.payload, deadline, number, changed)
             # Also if nothing but its deadline has changed, for those who have joined since it passed.
             if known is None or known[:2] != (entry.client_id, entry.payload):
                 same_owner = known is not None and known.client_id == entry.client_id
@@ -184,6 +240,8 @@ class _Held(NamedTuple):
     payload: bytes
     deadline: float | None
     number: int
+    changed: int
+    """The revision of its last change."""
 
     def is_live(self, now: float) -> bool:
         return self.deadline is None or now < self.deadline

@@ -7,8 +7,9 @@ a tuple is made and hashed in C.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, final
 
 from .errors import (
@@ -24,6 +25,7 @@ __all__ = [
     "Batches",
     "Change",
     "Clear",
+    "Digest",
     "Drop",
     "Entry",
     "Keep",
@@ -42,6 +44,7 @@ __all__ = [
     "Topic",
     "UntilDisconnect",
     "Write",
+    "mixed",
 ]
 
 Reason: TypeAlias = Literal["explicit", "disconnect", "expired"]
@@ -246,14 +249,33 @@ class Revision(NamedTuple):
     revision: int
 
 
+def mixed(revision: int) -> int:
+    """What one entry adds to the digest of its topic: the revision of its last change, mixed, so that their sum tells
+    which changes are there. The scripts of the Redis store compute the same, in doubles."""
+    return (revision % 2097152 * 2654435761 + revision // 2097152) % 4294967296
+
+
+class Digest(NamedTuple):
+    """How far a topic has come, and what it holds then: two views of one revision with different sums differ."""
+
+    revision: Revision
+    sum: int | None
+    """Of `mixed` over all stored entries, modulo 2**32; `None` if the store keeps none."""
+
+
 class Snapshot(NamedTuple):
-    """All live entries of a topic, sorted by the UTF-8 bytes of the key, as of one revision."""
+    """All live entries of a topic, sorted by the UTF-8 bytes of the key, as of one revision. A large topic is read in
+    several steps: then single entries may be as of a later one."""
 
     topic: Topic
     revision: Revision
     entries: Sequence[Entry]
     generation: int = 0
     """Which life of the store this is: another one after it has lost everything; 0 until something is written."""
+    changed: Mapping[str, int] = MappingProxyType({})
+    """By key, the revision of its last change; also of entries that have expired and are not swept yet."""
+    ahead: Mapping[str, int] = MappingProxyType({})
+    """Of entries as of a later revision: which one."""
 
 
 class Sweep(NamedTuple):

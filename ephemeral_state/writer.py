@@ -13,13 +13,14 @@ from . import log, steps
 from .broadcast import publish
 from .errors import EphemeralStateError, StoreUnavailable
 from .pause import Pause
-from .state import Batches, Change, Drop, Outcome, Write
+from .state import Batches, Change, Drop, Keep, Outcome, Restore, Set, Write
 from .stores import Store
 from .tally import tally
 
 __all__ = ["Writer"]
 
-_MAX_BATCH: Final = 500  # writes; a script of that many blocks Redis for a few ms
+_MAX_BATCH: Final = 300  # sets of one batch, or what takes the store as long: some ms
+_BYTES_A_SET: Final = 400  # of payload, which take Redis about as long as the rest of a set
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
 _SPACING: Final = 0.008  # seconds between batches of those who can wait for company: half a frame of a screen
 _PAUSE: Final = 0.001  # seconds from one publishing to the next, in which more may come
@@ -44,9 +45,10 @@ class Writer:
         trouble: log.Trouble,
         carried_out: Callable[[Sequence[Write], Sequence[Outcome]], None],
         told: Callable[[Sequence[Change]], None],
+        owned: Callable[[str], int] = lambda client: 0,
     ) -> None:
         """`carried_out` is called after each batch that the store has answered, before anybody else hears of it;
-        `told` with all changes, in their order."""
+        `told` with all changes, in their order. `owned` tells how many keys a client owns."""
         self._store = store
         self._layer = layer
         self._store_trouble = trouble
@@ -54,6 +56,7 @@ class Writer:
         self._tally = tally()
         self._carried_out = carried_out
         self._told = told
+        self._owned = owned
         self._queue: list[tuple[Write, asyncio.Future[Outcome]]] = []
         self._ahead: list[tuple[Callable[[], Sequence[Write]], asyncio.Future[list[asyncio.Future[Outcome]]]]] = []
         self._flushing = False
@@ -166,8 +169,8 @@ class Writer:
                 await self._gathering.over()
                 if self._ahead:
                     self._let_ahead()
-                batch = self._queue[:_MAX_BATCH]
-                del self._queue[:_MAX_BATCH]
+                batch = self._queue[: self._fitting()]
+                del self._queue[: len(batch)]
                 if not batch:
                     continue
                 self._gather_anew()
@@ -187,6 +190,22 @@ class Writer:
                     await self.published()
         finally:
             self._flushing = False
+
+    def _fitting(self) -> int:
+        """How many of the writes that wait can go at once: nobody else gets anything from Redis meanwhile."""
+        if self._store.at_once:
+            return len(self._queue)
+        cost = 0
+        for number, (write, _) in enumerate(self._queue):
+            cost += self._cost(write)
+            if cost > _MAX_BATCH and number:
+                return number
+        return len(self._queue)
+
+    def _cost(self, write: Write) -> int:
+        if isinstance(write, Set | Restore):
+            return 1 + len(write.payload) // _BYTES_A_SET
+        return 1 + self._owned(write.client) if isinstance(write, Drop | Keep) else 1
 
     def _gather_anew(self) -> None:
         if self._queue or not self._company:  # those have waited; or nobody was there who might come again

@@ -17,6 +17,7 @@ from ephemeral_state.protocol import PLAIN, Event, Flow, encode_batches
 from ephemeral_state.replica import Replica
 from ephemeral_state.state import Clear, Limits, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
+from ephemeral_state.tally import totals
 
 from .lossy import LossyLayer
 from .redis_server import RedisServer
@@ -516,28 +517,28 @@ async def test_a_store_that_fails_for_a_while_is_followed_again(rig):
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)
     failures = 0
-    revisions = rig.store.revisions
+    revisions = rig.store.digests
 
     async def fails(topics):
         nonlocal failures
         failures += 1
         raise StoreUnavailable("no")
 
-    rig.store.revisions = fails
+    rig.store.digests = fails
     await rig.write(Set("c", TOPIC, "k"), tell=False)
     await until(lambda: failures >= 3)
-    rig.store.revisions = revisions
+    rig.store.digests = revisions
     await until(lambda: "k" in client.view)
 
 
 async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_and_is_told_once(caplog):
     rig, asked, went_back = Rig(), 0, []
-    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda: went_back.append(True))
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda topics: went_back.append(topics))
     away, near, clients = TOPIC, Topic("", "near"), [Client(), Client()]
     for topic, client in zip((away, near), clients, strict=True):
         await rig.write(Set("c", topic, "k"))
         await rig.hub.follow(topic, client.delivery)
-    revisions = rig.store.revisions
+    revisions = rig.store.digests
 
     async def partial(topics):
         nonlocal asked
@@ -546,7 +547,7 @@ async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_
             None if topic == away else revision for topic, revision in zip(topics, await revisions(topics), strict=True)
         ]
 
-    rig.store.revisions = partial
+    rig.store.digests = partial
     await rig.write(Set("c", near, "lost"), Set("c", away, "lost"), tell=False)
     await until(lambda: asked > 5 and "lost" in clients[1].view)
     assert owners(clients[0]) == {"k": "c"}
@@ -556,7 +557,7 @@ async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_
         "comparing views with the store fails, they may be stale: "
         "StoreUnavailable('a part of the store does not answer')"
     ]
-    rig.store.revisions = revisions
+    rig.store.digests = revisions
     await until(lambda: "lost" in clients[0].view)
     await until(lambda: events(caplog) == ["comparing_trouble", "comparing_trouble_over"])
     await rig.hub.stop()
@@ -733,7 +734,7 @@ async def test_what_the_stream_brings_while_the_beacon_asks_is_no_sign_that_the_
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)
     await rig.write(Set("c", TOPIC, "k"))
-    revisions, asked = rig.store.revisions, 0
+    revisions, asked = rig.store.digests, 0
 
     async def slow(topics):
         nonlocal asked
@@ -744,7 +745,7 @@ async def test_what_the_stream_brings_while_the_beacon_asks_is_no_sign_that_the_
         asked += 1
         return answer
 
-    rig.store.revisions = slow
+    rig.store.digests = slow
     await until(lambda: asked == 3)
     await rig.hub.stop()
     assert went_back == 0
@@ -889,7 +890,7 @@ async def test_what_came_early_is_not_lost_when_what_was_missing_comes_while_the
 async def test_a_message_that_is_on_its_way_when_the_beacon_asks_costs_no_read(rig):
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)
-    reads, asked, revisions = counting(rig), asyncio.Event(), rig.store.revisions
+    reads, asked, revisions = counting(rig), asyncio.Event(), rig.store.digests
 
     async def seen(topics):
         answer = await revisions(topics)
@@ -897,7 +898,7 @@ async def test_a_message_that_is_on_its_way_when_the_beacon_asks_costs_no_read(r
         return answer
 
     (outcome,) = await rig.store.apply([Set("c", TOPIC, "k")])
-    rig.store.revisions = seen
+    rig.store.digests = seen
     await asked.wait()
     await publish(rig.layer, outcome.changes)
     await until(lambda: "k" in client.view)
@@ -955,7 +956,7 @@ async def test_whoever_comes_and_goes_and_comes_while_the_group_is_still_being_l
 
 async def test_a_store_that_has_lost_a_topic_has_gone_back():
     rig, went_back = Rig(), []
-    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda: went_back.append(True))
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01, went_back=lambda topics: went_back.append(topics))
     client = Client()
     await rig.hub.follow(TOPIC, client.delivery)
     await rig.write(Set("c", TOPIC, "k"))
@@ -1035,3 +1036,36 @@ async def test_a_layer_that_gives_message_after_message_leaves_others_their_turn
         await asyncio.sleep(0)
         turns += 1
     assert turns > 500
+
+
+async def test_what_expires_while_the_store_is_away_is_told_all_the_same(rig, monkeypatch):
+    monkeypatch.setattr(hub_module, "_OVERDUE", 50.0)
+    await rig.write(Set("c", TOPIC, "passing", b"", 100), Set("c", TOPIC, "staying", b"", None))
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    digests = rig.store.digests
+
+    async def away(topics):
+        raise StoreUnavailable("no answer")
+
+    rig.store.digests = away
+    await until(lambda: set(client.view) == {"staying"})
+    newcomer = Client()
+    await rig.hub.follow(TOPIC, newcomer.delivery)
+    assert set(newcomer.view) == {"staying"}
+    rig.store.digests = digests
+    await rig.write(Set("c", TOPIC, "passing", b"again", None))
+    await until(lambda: set(client.view) == set(newcomer.view) == {"passing", "staying"})
+
+
+async def test_a_view_that_is_wrong_though_no_revision_shows_it_is_read_again(rig, caplog):
+    await rig.write(Set("c", TOPIC, "a"), Set("c", TOPIC, "b"))
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    before = totals()["views_wrong"]
+    replica = rig.hub._feeds[TOPIC].replica
+    replica._forget("b")
+    client.view.pop("b")
+    await until(lambda: set(client.view) == {"a", "b"})
+    assert totals()["views_wrong"] == before + 1
+    assert [record.event for record in caplog.records] == ["view_wrong"]

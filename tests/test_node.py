@@ -94,10 +94,8 @@ async def test_a_batch_is_one_group_message_per_topic(node, layer):
         assert len(message["frames"]) == 20
 
 
-async def test_what_is_stored_right_after_others_were_told_is_told_together_unless_somebody_waits(
-    node, layer, monkeypatch
-):
-    monkeypatch.setattr(writer_module, "_LONG_PAUSE", 60.0)
+async def test_what_is_stored_right_after_others_were_told_is_told_together_unless_somebody_waits(node, layer):
+    node._writer._pause = 60.0
     async with asyncio.timeout(5):
         for number in range(3):  # nobody is connected: each waits until it is told
             await node.write(Set("c", TOPIC, f"{number}"))

@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 from ..state import (
     Batches,
     Change,
+    Digest,
     Entry,
     Limits,
     Outcome,
@@ -148,8 +149,9 @@ class Store(ABC):
         """Forbid that what the writer has given up is applied when it arrives late."""
 
     @abstractmethod
-    async def snapshot(self, topic: Topic) -> Snapshot:
-        """The entries with `now < deadline` and the revision they are the result of. Removes nothing."""
+    async def snapshot(self, topic: Topic, most_bytes: int | None = None) -> Snapshot:
+        """The entries with `now < deadline` and the revision they are the result of. Removes nothing. Raises
+        `TopicTooLarge` if keys and payloads of the topic have more than `most_bytes`; then nothing was read."""
 
     async def entry(self, topic: Topic, key: str) -> Entry | None:
         """One of those entries, or `None`. A store can read it without the rest of the topic."""
@@ -162,8 +164,13 @@ class Store(ABC):
         `None`: the part of the store that has the topic does not answer while others do, and nothing is known.
         """
 
+    async def digests(self, topics: Sequence[Topic]) -> Sequence[Digest | None]:
+        """The revision of each topic and what it holds then, as one number, in one round trip; `None` as above. A store
+        that keeps no such numbers, as this default has it, has its topics compared by their revisions alone."""
+        return [revision and Digest(revision, None) for revision in await self.revisions(topics)]
+
     @abstractmethod
-    async def sweep(self, limit: int = 1000) -> Sweep:
+    async def sweep(self, limit: int = 300) -> Sweep:
         """Remove at most `limit` entries with `now > deadline`, as clears with reason `expired`.
 
         What is in a part of the store that does not answer while others do is left for a later sweep, soon.

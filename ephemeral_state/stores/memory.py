@@ -21,6 +21,7 @@ from ..state import (
     Batches,
     Change,
     Clear,
+    Digest,
     Drop,
     Entry,
     Keep,
@@ -35,6 +36,7 @@ from ..state import (
     Sweep,
     Topic,
     Write,
+    mixed,
 )
 from .base import KEPT_TRANSITIONS, MINUTES, History, Owner, Report, Store, Transition
 
@@ -82,17 +84,20 @@ class MemoryStore(Store):
             now = self._clock()
             return [self._outcome(write, now) for write in writes]
 
-    async def snapshot(self, topic: Topic) -> Snapshot:
+    async def snapshot(self, topic: Topic, most_bytes: int | None = None) -> Snapshot:
         with self._lock:
             now = self._clock()
             state = self._topics.get(topic)
             if state is None:
                 return Snapshot(topic, Revision(0, 0), ())
+            if most_bytes is not None and state.size > most_bytes:
+                raise TopicTooLarge(f"the topic has {state.size} bytes, at most {most_bytes} can be read at once")
+            changed = {key: record.changed for key, record in state.records.items()}
             live = [r.entry(now) for r in state.records.values() if r.deadline is None or now < r.deadline]
             revision = Revision(state.epoch, state.revision)
         # Code points sort as their UTF-8 bytes do.
         live.sort(key=lambda entry: entry.key)
-        return Snapshot(topic, revision, live)
+        return Snapshot(topic, revision, live, 0, changed)
 
     async def entry(self, topic: Topic, key: str) -> Entry | None:
         with self._lock:
@@ -108,7 +113,12 @@ class MemoryStore(Store):
             states = [self._topics.get(topic) for topic in topics]
             return [Revision(s.epoch, s.revision) if s else Revision(0, 0) for s in states]
 
-    async def sweep(self, limit: int = 1000) -> Sweep:
+    async def digests(self, topics: Sequence[Topic]) -> list[Digest]:
+        with self._lock:
+            states = [self._topics.get(topic) for topic in topics]
+            return [Digest(Revision(s.epoch, s.revision), s.digest) if s else Digest(Revision(0, 0), 0) for s in states]
+
+    async def sweep(self, limit: int = 300) -> Sweep:
         with self._lock:
             now = self._clock()
             expired = list(islice(self._expired(now), limit))
@@ -233,6 +243,7 @@ class MemoryStore(Store):
             self._count += 1
         else:
             self._unfile(record)
+            state.digest -= mixed(record.changed)
         record.client = write.client
         record.payload = bytes(write.payload)
         lifetime = self.limits.lifetime_ms(write.ttl_ms)
@@ -241,6 +252,8 @@ class MemoryStore(Store):
         record.lingers = False
         self._file(record)
         state.revision += 1
+        record.changed = state.revision
+        state.digest = (state.digest + mixed(record.changed)) % 2**32
         return Change(
             state.topic,
             record.key,
@@ -263,6 +276,7 @@ class MemoryStore(Store):
         state = record.state
         self._unfile(record)
         state.size -= record.size
+        state.digest = (state.digest - mixed(record.changed)) % 2**32
         del state.records[record.key]
         self._count -= 1
         state.revision += 1
@@ -334,19 +348,21 @@ class MemoryStore(Store):
 class _Topic:
     """The entries of one topic and how often it has changed. It exists while it has entries."""
 
-    __slots__ = ("epoch", "records", "revision", "size", "topic")
+    __slots__ = ("digest", "epoch", "records", "revision", "size", "topic")
 
     def __init__(self, topic: Topic, epoch: int) -> None:
         self.topic = topic
         self.epoch = epoch
         self.revision = 0
         self.size = 0  # bytes of keys and payloads
+        self.digest = 0
         self.records: dict[str, _Record] = {}
 
 
 class _Record:
-    __slots__ = ("client", "deadline", "grace", "key", "lingers", "payload", "state")
+    __slots__ = ("changed", "client", "deadline", "grace", "key", "lingers", "payload", "state")
 
+    changed: int
     client: str
     payload: bytes
     deadline: int | None

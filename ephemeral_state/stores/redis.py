@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..errors import EphemeralStateError, NotConfigured, StoreUnavailable
+from ..errors import EphemeralStateError, NotConfigured, StoreUnavailable, TopicTooLarge
 from ..state import (
     Batches,
     Change,
     Clear,
+    Digest,
     Drop,
     Entry,
     Keep,
@@ -53,6 +54,8 @@ _BROWSE_STEP = 500  # entries looked at by one script, less than 1 ms of Redis' 
 _BROWSE_BUDGET = 5000  # and by one call
 _TOPICS_STEP = 200  # topics counted by one script
 _HISTORY_LENGTH = 30  # transitions for people to read
+_SNAPSHOT_STEP = 100_000  # bytes that one script reads: some ms of Redis' time
+_SNAPSHOT_ATTEMPTS = 3
 _PAYLOAD_STEP = 100  # payloads read by one script
 _BURY_STEP = 200  # entries looked at by one script, and those of one client more
 _SWEEP_RETRY_MS = 1000  # when to sweep again for a partition that did not answer
@@ -162,17 +165,35 @@ class RedisStore(Store):
         until = self._until()
         await asyncio.gather(*(self._apply_in(number, (), {}, until, batches) for number in batches.open_partitions))
 
-    async def snapshot(self, topic: Topic) -> Snapshot:
+    async def snapshot(self, topic: Topic, most_bytes: int | None = None) -> Snapshot:
+        """In steps of some 100 kB, each within the time limit, so that other clients of Redis have their turn."""
+        for _ in range(_SNAPSHOT_ATTEMPTS):
+            pages = await self._read_pages(topic, most_bytes)
+            if pages[-1].revision.epoch == pages[0].revision.epoch:
+                return _snapshot_of(topic, pages)
+        raise StoreUnavailable("the topic is emptied and used again faster than it can be read")
+
+    async def _read_pages(self, topic: Topic, most_bytes: int | None) -> list[wire.TopicPage]:
+        """All pages; or, of a topic that has begun anew meanwhile, those up to the first one of the new epoch."""
         topic_id = wire.topic_id(topic)
-        data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id)
-        return wire.read_snapshot(data, topic)
+        pages: list[wire.TopicPage] = []
+        while not pages or (pages[-1].last and pages[-1].revision.epoch == pages[0].revision.epoch):
+            after = pages[-1].last if pages else b""
+            data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id, after, _SNAPSHOT_STEP)
+            pages.append(wire.read_topic_page(data, topic))
+            if most_bytes is not None and pages[0].size > most_bytes:
+                raise TopicTooLarge(f"the topic has {pages[0].size} bytes, at most {most_bytes} can be read at once")
+        return pages
 
     async def entry(self, topic: Topic, key: str) -> Entry | None:
         topic_id = wire.topic_id(topic)
         data = await self._run(_ENTRY, self._partition(topic_id), self._until(), topic_id, wire.encoded(key))
-        return next(iter(wire.read_snapshot(data, topic).entries), None)
+        return wire.read_entry_value(data, topic)
 
     async def revisions(self, topics: Sequence[Topic]) -> Sequence[Revision | None]:
+        return [digest and digest.revision for digest in await self.digests(topics)]
+
+    async def digests(self, topics: Sequence[Topic]) -> Sequence[Digest | None]:
         """One script per partition, all at once. A topic whose key holds a foreign value is not stored."""
         until = self._until()
         ids = [wire.topic_id(topic) for topic in topics]
@@ -183,14 +204,14 @@ class RedisStore(Store):
             self._run(_REVISIONS, number, until, wire.pack_names(ids[index] for index in indices))
             for number, indices in places.items()
         )
-        revisions: list[Revision | None] = [None] * len(ids)
+        digests: list[Digest | None] = [None] * len(ids)
         for indices, data in zip(places.values(), answers, strict=True):
             if data is not None:
-                for index, revision in zip(indices, wire.read_revisions(data), strict=True):
-                    revisions[index] = revision
-        return revisions
+                for index, digest in zip(indices, wire.read_digests(data), strict=True):
+                    digests[index] = digest
+        return digests
 
-    async def sweep(self, limit: int = 1000) -> Sweep:
+    async def sweep(self, limit: int = 300) -> Sweep:
         """Several partitions share the limit, each gets at least 1: then at most max(limit, partitions) go."""
         until = self._until()
         share = max(1, limit // len(self._roots))
@@ -497,10 +518,11 @@ class RedisStore(Store):
         payloads: dict[bytes, bytes] = {}
         for number in sorted({number for number, _ in found}):
             names = [row.entry for place, row in found if place == number]
-            for first in range(0, len(names), _PAYLOAD_STEP):
-                some = names[first : first + _PAYLOAD_STEP]
-                data = await self._run(_PAYLOADS, number, until, wire.pack_names(some))
-                payloads.update(zip(some, wire.read_sizeds(data), strict=True))
+            while names:
+                some = wire.pack_names(names[:_PAYLOAD_STEP])
+                found_here = list(wire.read_sizeds(await self._run(_PAYLOADS, number, until, some, _SNAPSHOT_STEP)))
+                payloads.update(zip(names, found_here, strict=False))
+                names = names[len(found_here) :]
         return [
             Entry(*wire.read_entry(row.entry), row.client, payloads[row.entry], row.expires_in_ms) for _, row in found
         ]
@@ -590,6 +612,22 @@ class _Tally:
                     self._most.pop(write.client, None)
                 elif not isinstance(write, Clear) and write.client in self._most:
                     self._most[write.client] = self._most.pop(write.client) + 1
+
+
+def _snapshot_of(topic: Topic, pages: Sequence[wire.TopicPage]) -> Snapshot:
+    first = pages[0]
+    if len(pages) == 1:
+        return Snapshot(topic, first.revision, first.entries, first.generation, first.changed)
+    changed = {key: revision for page in pages for key, revision in page.changed.items()}
+    ahead = {
+        key: page.changed[key]
+        for page in pages
+        for key, stamp in page.stamps.items()
+        # Numbers of an earlier epoch tell nothing about this one.
+        if stamp.epoch == first.revision.epoch and page.changed[key] > first.revision.revision
+    }
+    entries = [entry for page in pages for entry in page.entries]
+    return Snapshot(topic, first.revision, entries, first.generation, changed, ahead)
 
 
 def _elsewhere(owned: Sequence[int] | None, number: int) -> int:

@@ -17,6 +17,7 @@ from ..errors import StoreUnavailable, TooManyKeys, TopicTooLarge
 from ..state import (
     Change,
     Clear,
+    Digest,
     Drop,
     Entry,
     Keep,
@@ -28,7 +29,6 @@ from ..state import (
     Revision,
     Roll,
     Set,
-    Snapshot,
     Sweep,
     Topic,
     Write,
@@ -39,6 +39,7 @@ __all__ = [
     "ALL",
     "Row",
     "TooLate",
+    "TopicPage",
     "encoded",
     "entry_range",
     "pack_cursor",
@@ -47,19 +48,20 @@ __all__ = [
     "pack_writes",
     "read_buried",
     "read_cursor",
+    "read_digests",
     "read_entry",
+    "read_entry_value",
     "read_history",
     "read_nodes",
     "read_numbers",
     "read_outcomes",
     "read_repairs",
-    "read_revisions",
     "read_roll",
     "read_rows",
     "read_sizeds",
-    "read_snapshot",
     "read_sweep",
     "read_time",
+    "read_topic_page",
     "read_topics",
     "topic_id",
 ]
@@ -73,6 +75,7 @@ _META_SIZE: Final = 32
 _NUMBER = struct.Struct(">d")
 _REVISION = struct.Struct(">dd")
 _META = struct.Struct(">dddd")
+_HEADER = struct.Struct(">ddddddd")
 _APPLIED = struct.Struct(">Bd")
 _ROLL = struct.Struct(">dB")
 _NODE = struct.Struct(">dBB")
@@ -196,27 +199,59 @@ def read_sweep(data: bytes) -> Sweep:
     return Sweep(changes, None if next_in_ms < 0 else int(next_in_ms))
 
 
-def read_snapshot(data: bytes, topic: Topic) -> Snapshot:
-    """The reply of `snapshot.lua`, or of `entry.lua`, which leaves out the revision and all entries but one."""
+class TopicPage(NamedTuple):
+    """Some of a topic, as `snapshot.lua` read it."""
+
+    revision: Revision
+    generation: int
+    size: int
+    """Bytes of the keys and payloads of the whole topic."""
+    entries: Sequence[Entry]
+    """The live ones."""
+    changed: Mapping[str, int]
+    """By key, the revision of its last change; also of entries that have expired and are not swept yet."""
+    stamps: Mapping[str, Revision]
+    last: bytes
+    """The key to go on after; empty if there is no more."""
+
+
+def read_topic_page(data: bytes, topic: Topic) -> TopicPage:
     now, generation = _REVISION.unpack_from(data)
-    fields = list(read_sizeds(data, 16))
-    values = dict(zip(fields[::2], fields[1::2], strict=True))
-    stored = values.get(b"", b"")
-    epoch, revision, _, _ = _META.unpack(stored if len(stored) == _META_SIZE else bytes(_META_SIZE))
+    epoch, revision, size, _ = _META.unpack_from(data, 16)
+    at = 16 + _META_SIZE
+    more, parts = data[at], list(read_sizeds(data, at + 1))
     entries: list[Entry] = []
+    changed: dict[str, int] = {}
+    stamps: dict[str, Revision] = {}
     # UTF-8 sorts as the decoded text does; sorting what is left to sort is cheaper in bytes.
-    for field in sorted(values):
-        payload = values.get(b"p" + field[1:])
-        # Without a payload, or with something else for a header, it is no entry: only the doctor sees that.
-        if field[:1] == b"h" and payload is not None and len(values[field]) >= _HEADER_SIZE:
-            client, left = _read_header(values[field], now)
-            if left is None or left > 0:
-                entries.append(Entry(topic, field[1:].decode(), client, payload, _ms(left)))
-    return Snapshot(topic, Revision(int(epoch), int(revision)), entries, int(generation))
+    for key, header, payload in sorted(zip(parts[::3], parts[1::3], parts[2::3], strict=True)):
+        if len(header) < _HEADER_SIZE:
+            continue  # no entry: only the doctor sees that
+        name = key.decode()
+        client, left = _read_header(header, now)
+        _, its_epoch, its_revision, _, _, _, its_change = _HEADER.unpack_from(header)
+        changed[name], stamps[name] = int(its_change), Revision(int(its_epoch), int(its_revision))
+        if left is None or left > 0:
+            entries.append(Entry(topic, name, client, payload, _ms(left)))
+    last = parts[-3] if more and parts else b""
+    return TopicPage(Revision(int(epoch), int(revision)), int(generation), int(size), entries, changed, stamps, last)
 
 
-def read_revisions(data: bytes) -> list[Revision]:
-    return [Revision(int(epoch), int(revision)) for epoch, revision, _, _ in _META.iter_unpack(data)]
+def read_entry_value(data: bytes, topic: Topic) -> Entry | None:
+    """The reply of `entry.lua`."""
+    (now,) = _NUMBER.unpack_from(data)
+    parts = list(read_sizeds(data, 8))
+    if len(parts) < 3 or len(parts[1]) < _HEADER_SIZE:
+        return None
+    client, left = _read_header(parts[1], now)
+    return Entry(topic, parts[0].decode(), client, parts[2], _ms(left)) if left is None or left > 0 else None
+
+
+def read_digests(data: bytes) -> list[Digest]:
+    return [
+        Digest(Revision(int(epoch), int(revision)), int(digest))
+        for epoch, revision, _, digest in _META.iter_unpack(data)
+    ]
 
 
 def read_roll(data: bytes, linked: Mapping[str, bool]) -> Roll:
