@@ -61,7 +61,7 @@ def holder(options, tmp_path) -> Iterator[subprocess.Popen[str]]:
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(30):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - of other processes
             await asyncio.sleep(0.02)
 
 
