@@ -67,17 +67,21 @@ def _main(arguments: argparse.Namespace) -> int:
             wrong = 0
             for path in arguments.replay:
                 its_seed, _, ops = load(path.read_text())
-                result = carry_out(its_seed, ops, real)
+                trace = [] if arguments.trace else None
+                result = carry_out(its_seed, ops, real, trace=trace)
+                if arguments.trace:
+                    arguments.trace.write_text("\n".join(trace or ()))
                 kinds = " ".join(sorted(result.kinds)) or "right"
                 print(f"{path.stem}: {kinds}", as_text(ops), sep="\n", flush=True)
                 wrong += _tell(result)
             return 1 if wrong else 0
         failed = count = 0
+        trace: list[str] | None
         simulated = 0.0
         began = real_time()
         while True:
             started = real_time()
-            trace: list[str] | None = [] if arguments.trace else None
+            trace = [] if arguments.trace else None
             ops = make(seed, arguments.hours * 3600, kinds)
             result = carry_out(seed, ops, real, trace=trace, going_on=arguments.going_on, find=arguments.find)
             took = real_time() - started
@@ -85,6 +89,8 @@ def _main(arguments: argparse.Namespace) -> int:
             simulated += result.at
             calls, turns = result.counts["calls"], result.counts["turns"]
             what = f"{result.at / 3600:.2f} h, {result.checks} checks, {calls:,} calls of Redis, {turns:,} turns"
+            if result.counts["named"]:
+                what += f", {result.counts['named']} exceptions that design.md names"
             digest = f", digest {result.digest}" if arguments.digest else ""
             print(f"seed {seed}: {what}, {took:.1f} s{digest}", flush=True)
             if arguments.trace:

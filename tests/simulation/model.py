@@ -33,12 +33,15 @@ KINDS = {
 
 _END_TAKES = 6.0  # seconds after the end of a client in which its last writes may still be under way
 _TTL_SLACK = 1.5  # seconds, either way: sweeping, and what writing back adds to a time to live
+_UNHEARD = 1.0  # seconds until a heartbeat has told a Redis that it is older than it was
 _VANISHED = 21.0  # seconds until a client that vanished is noticed: 18 s of silence, and clearing
 
 
 class Violation(NamedTuple):
     kind: str
     text: str
+    place: tuple[str, str] = ("", "")
+    """The topic and the key, if it is about one."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -62,12 +65,21 @@ class Asked:
     """Empty until there is one; then `ok`, `unknown` or `refused`."""
 
 
+class _Loss(NamedTuple):
+    since: float
+    until: float
+    all_of_it: bool
+
+
 class Model:
     def __init__(self, world: World) -> None:
         self.world = world
         self.people: list[Person] = []
         self.clock_slack = 0.0
         """Seconds that Redis' clock was put forward or back, in all."""
+        self.network_kept_back = False
+        """Whether something may have arrived late."""
+        self._losses: list[_Loss] = []
         self._by_client: dict[str, Person] = {}
         self._places: dict[tuple[str, str], list[Asked]] = {}
         self._values: dict[str, Asked] = {}
@@ -102,18 +114,51 @@ class Model:
         self._places.setdefault((topic, key), []).append(asked)
         return asked
 
+    def lost(self, since: float, until: float, *, all_of_it: bool) -> None:
+        """Redis has gone back: there is another one since the first moment, and only that one from the second on."""
+        self._losses.append(_Loss(since, until, all_of_it))
+
     def answered(self, asked: Asked, code: str | None) -> None:
         asked.answered_at = self.world.now
         asked.answer = "ok" if code is None else "unknown" if code in ("unavailable", "gone") else "refused"
 
     # Judging
 
+    def is_named(self, violation: Violation) -> bool:
+        """Whether it is one of the exceptions that `docs/design.md` names."""
+        asked = self._places.get(violation.place, ())
+        for loss in self._losses:
+            if violation.kind == "former" and loss.all_of_it and self._took_unseen(violation.place, loss):
+                return True
+            if violation.kind in ("former", "lost", "older", "cleared", "late") and not loss.all_of_it:
+                end = loss.until + _UNHEARD
+                if any(each.asked_at <= end and each.answered_at >= loss.since for each in asked):
+                    return True
+        return False
+
+    def _took_unseen(self, place: tuple[str, str], loss: _Loss) -> bool:
+        """Whether, before everything was lost, a key was taken over while nobody in the process of its former owner
+        followed the topic."""
+        topic = place[0]
+        asked = [each for each in self._places[place] if each.kind == "set" and each.asked_at < loss.until]
+        for index, mine in enumerate(asked):
+            for other in asked[index + 1 :]:
+                if other.person is not mine.person and not any(
+                    each.process is mine.person.process
+                    and each.followed_since.get(topic, math.inf) < other.asked_at
+                    and (each.ended_at is None or each.ended_at > other.answered_at)
+                    for each in self.people
+                ):
+                    return True
+        return False
+
     def judge(self, store: Mapping[str, Mapping[str, tuple[str, str]]]) -> list[Violation]:
         """`store`: by topic and key, the owner and the value that are there now."""
         found = []
         for (topic, key), asked in self._places.items():
             entry = store.get(topic, {}).get(key)
-            found += self._absent(asked) if entry is None else self._present(asked, *entry)
+            wrong = self._absent(asked) if entry is None else self._present(asked, *entry)
+            found += [each._replace(place=(topic, key)) for each in wrong]
         for topic, entries in store.items():
             for key in entries:
                 if (topic, key) not in self._places:
@@ -189,7 +234,8 @@ class Model:
             if any(self._may_have_come_and_gone(each, mine) for each in asked if each.person is not mine.person):
                 continue
             before = [each for each in asked[:index] if each.person is not mine.person and each.answer == "unknown"]
-            kind = "late" if any(each.kind == "set" for each in before) else "lost"
+            is_late = self.network_kept_back and any(each.kind == "set" for each in before)
+            kind = "late" if is_late else "lost"
             text = f"{mine.topic} {mine.key} is not there, and {self._name(mine)} was ok {self._ago(mine.answered_at)}"
             return [Violation(kind, text)]
         return []

@@ -32,6 +32,7 @@ class Person:
         self.views: dict[str, dict[str, tuple[str, str]]] = {}
         self.following: dict[str, bool] = {}
         """Topics, and whether a snapshot has come since it last subscribed."""
+        self.followed_since: dict[str, float] = {}
         self._hears = True
         self._speaks = True
         self._asked: dict[int, Any] = {}
@@ -189,6 +190,7 @@ class Person:
             self._numbers[topic] = {e["n"]: (e["key"], e["client_id"]) for e in frame["entries"] if "n" in e}
             if topic in self.following:
                 self.following[topic] = True
+                self.followed_since.setdefault(topic, self.world.now)
         elif kind == "ephemeral.set":
             self.views.setdefault(topic, {})[frame["key"]] = (frame["client_id"], _text(frame["payload"]))
         elif kind == "ephemeral.clear":

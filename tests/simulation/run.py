@@ -80,6 +80,7 @@ class _Run(logging.Handler):
         self._find = find
         world.trace = self._note
         self.redis = Redis(world, real)
+        self.redis.tells = trace is not None
         world.network = Network(world, self.redis)
         world.broker = Broker(world)
         self.model = Model(world)
@@ -164,6 +165,9 @@ class _Run(logging.Handler):
             self.world.run(self.world.now + 0.5)
             found = self.model.judge(self._look())
         found += [Violation("bug", text) for text in self._bugs + self.world.failures]
+        named = [each for each in found if self.model.is_named(each)]
+        self.result.counts["named"] += len(named)
+        found = [each for each in found if each not in named]
         self._bugs.clear()
         self.world.failures.clear()
         when = f"at {self.world.now - self.began:.1f} s " if self._going_on or self._find else ""
@@ -300,6 +304,7 @@ class _Run(logging.Handler):
 
     def _do_cut(self, op: Op, direction: str, seconds: float) -> None:
         """`up` and `down` are directions of the way to Redis; `all`: both, and the channel layer too."""
+        self.model.network_kept_back = True
         for each in (direction,) if direction in ("up", "down") else ("up", "down"):
             self.world.network.cut(str(op.on), each, seconds)
         if direction == "all":
@@ -307,6 +312,7 @@ class _Run(logging.Handler):
             self._do_layer_silent(op, seconds)
 
     def _do_hold(self, op: Op, seconds: float) -> None:
+        self.model.network_kept_back = True
         self.world.network.hold_next(str(op.on), seconds)
 
     def _do_reset(self, op: Op) -> None:
@@ -320,15 +326,18 @@ class _Run(logging.Handler):
         if self.redis.listens:
             self.redis.go_down()
             self.world.after(seconds, self.redis.come_up, None)
+            self.model.lost(self.world.now, self.world.now + seconds, all_of_it=True)
 
     def _do_older(self, op: Op, age: float, seconds: float) -> None:
         if self.redis.listens:
             self.redis.go_down()
             self.world.after(seconds, self.redis.come_up, str(id(op)))
+            self.model.lost(self.world.now + seconds, self.world.now + seconds, all_of_it=False)
 
     def _do_failover(self, op: Op, age: float, lingers: float) -> None:
         if self.redis.listens:
             self.redis.fail_over(str(id(op)), lingers)
+            self.model.lost(self.world.now, self.world.now + lingers, all_of_it=False)
 
     def _do_pause(self, op: Op, seconds: float) -> None:
         self.redis.pause(seconds)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ephemeral_state.stores import redis as redis_store
 from tests.redis_server import RedisServer
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RealRedis", "Redis"]
 
 _EPOCH = 1_700_000_000.0  # seconds since 1970 when the simulated time is 0
+_LUA = Path(redis_store.__file__).parent / "lua"
 _OTHER_DATA = range(1, 16)  # databases of the real server that hold earlier data
 
 _PRELUDE = """
@@ -188,12 +191,15 @@ class Redis:
         self.real = real
         self.clock_offset = 0.0
         self.listens = True
+        self.tells = False
+        """Whether the trace has what each script was asked."""
         self.calls: Counter[str] = Counter()
         self._paused_until = 0.0
         self._waiting: list[tuple[_Session, bytes]] = []
         self._database = -1
         self._free = list(_OTHER_DATA)
         self._saved: dict[str, int] = {}
+        self._names: dict[bytes, str] = {}
         self._sources: dict[bytes, bytes] = {}  # what a client calls a script: what the real server calls it
         self._loaded: set[bytes] = set()
         self._purged_at = 0.0
@@ -351,6 +357,9 @@ class Redis:
     def _learn(self, source: bytes) -> bytes:
         sha = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
         if sha not in self._sources:
+            self._names[sha] = next(
+                (path.stem for path in _LUA.glob("*.lua") if source.endswith(path.read_bytes())), "?"
+            )
             self._sources[sha] = self.real.value("SCRIPT", "LOAD", _PRELUDE.encode().replace(b"\n", b" ") + source)
         return sha
 
@@ -364,6 +373,9 @@ class Redis:
         )
         if reply[:1] == b"-" and b"the simulation does not know" in reply:
             raise NotImplementedError(reply.decode())
+        if self.tells and self._names[sha] not in ("beat", "revisions", "report", "sweep"):
+            what = f"{session.connection.process.name}: {self._names[sha]} {args[2:]} came to {reply!r:.200}"
+            self.world.say(f"Redis {session.instance.database} carries out for {what}")
         return reply
 
     def _purge(self) -> None:
