@@ -18,7 +18,7 @@ FAULTS = (
 )  # fmt: skip
 """Kinds of faults."""
 
-OPEN = ("cut", "hold", "empty", "older", "failover", "redis_clock", "evict")
+OPEN = ("older", "failover", "evict")
 """Kinds whose harm is not mended yet, or, as with `evict`, is not promised to be. No seed chooses them by itself, but
 `--kinds` does."""
 

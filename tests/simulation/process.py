@@ -57,6 +57,8 @@ class Process:
         self.channels = Channels()
         self.alive = True
         self.frozen = False
+        self.ends = False
+        """It was asked to, and takes no new clients."""
         self.loop = ProcessLoop(self)
         self.duties: list[asyncio.Future[None]] = []
         self._stores: list[Any] = []

@@ -207,8 +207,9 @@ class _Run(logging.Handler):
         self._do_start(op)
         number = _NEWCOMER + self.result.checks
         self._do_open(Op(op.at, "open", number), str(op.on))
-        for topic in TOPICS:
-            self.people[number].subscribe(topic, False)
+        if number in self.people:
+            for topic in TOPICS:
+                self.people[number].subscribe(topic, False)
 
     def _do(self, op: Op) -> None:
         self.world.say(f"{op.do} {op.on} {op.args}")
@@ -224,7 +225,7 @@ class _Run(logging.Handler):
 
     def _do_open(self, op: Op, host: str) -> None:
         process = self._process(host)
-        if process is not None:
+        if process is not None and not process.ends:
             number = int(op.on)
             self.people[number] = Person(self.world, self.model, number, process)
 
@@ -274,8 +275,9 @@ class _Run(logging.Handler):
 
     def _do_terminate(self, op: Op) -> None:
         process = self._process(op.on)
-        if process is None or process.frozen:
+        if process is None or process.frozen or process.ends:
             return
+        process.ends = True
         people = self._those_of(process)
         for person in people:
             process.loop.arrived(person.end_of_process)
