@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from channels.layers import BaseChannelLayer, channel_layers
 
@@ -15,9 +16,10 @@ from .errors import NotConfigured, StoreUnavailable
 from .protocol import encode_batches
 from .state import Change, Topic
 
-__all__ = ["find_layer", "group_name", "publish", "tell_all_layers"]
+__all__ = ["find_layer", "group_name", "publish", "reconnect", "tell_all_layers"]
 
-_SEND_TIMEOUT: Final = 2.0  # seconds for all topics; a layer that hangs must not hold up the acknowledgement for long
+_SEND_TIMEOUT: Final = 2.0  # seconds for a message; a layer that hangs must not hold up the acknowledgement for long
+_AT_ONCE: Final = 16  # topics whose messages are sent side by side
 
 
 @lru_cache(maxsize=4096)
@@ -69,20 +71,58 @@ async def _tell(alias: str, tell: Callable[[BaseChannelLayer], Awaitable[None]])
 
 async def publish(layer: BaseChannelLayer, changes: Iterable[Change], store: str = "") -> list[Exception]:
     """Send the changes to their groups, in order within each topic. `store` is the identity of the store that has
-    them. Never raises: what could not be sent is returned, and every subscriber's process finds out by its beacon."""
+    them. Never raises: what could not be sent is returned, and every subscriber's process finds out by its beacon.
+
+    A layer that is slow is waited for as long as it goes on. After a message that it does not take in time, nothing
+    more is tried.
+    """
     topics: dict[Topic, list[Change]] = {}
     for change in changes:
         topics.setdefault(change.topic, []).append(change)
+    waiting = iter(topics.items())
     failures: list[Exception] = []
-    now = asyncio.get_running_loop().time
-    until = now() + _SEND_TIMEOUT
-    for topic, its_changes in topics.items():
-        if failures and now() >= until:
-            break
-        try:
-            async with asyncio.timeout_at(until):
+    is_hanging = False
+
+    async def send_some() -> None:
+        nonlocal is_hanging
+        for topic, its_changes in waiting:
+            try:
                 for message in encode_batches(its_changes, store):
-                    await layer.group_send(group_name(*topic), message)
-        except Exception as error:
-            failures.append(error)
+                    await _send(layer, group_name(*topic), message)
+            except TimeoutError as error:
+                is_hanging = True
+                failures.append(error)
+            except Exception as error:
+                failures.append(error)
+            if is_hanging:
+                return
+
+    if len(topics) == 1:
+        await send_some()
+    else:
+        await asyncio.gather(*(send_some() for _ in range(min(len(topics), _AT_ONCE))))
     return failures
+
+
+async def _send(layer: BaseChannelLayer, group: str, message: dict[str, Any]) -> None:
+    """Once more if the layer raises: a message that comes twice is recognized by its revision."""
+    async with asyncio.timeout(_SEND_TIMEOUT):
+        try:
+            await layer.group_send(group, message)
+        except TimeoutError:
+            raise
+        except Exception:
+            await layer.group_send(group, message)
+
+
+async def reconnect(layer: BaseChannelLayer) -> None:
+    """Close the connections that the pub/sub layer of channels_redis has in this event loop, since they may lead to a
+    server that nobody else uses any more: it opens new ones and subscribes again by itself, within a second. Nothing
+    happens to other layers."""
+    in_this_loop = getattr(layer, "_layers", {}).get(asyncio.get_running_loop())
+    for shard in getattr(in_this_loop, "_shards", ()):
+        pool = getattr(getattr(shard, "_redis", None), "connection_pool", None)
+        if pool is not None:
+            with suppress(Exception):  # a connection that cannot be closed is as good as closed
+                async with asyncio.timeout(_SEND_TIMEOUT):
+                    await pool.disconnect()

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from channels.layers import BaseChannelLayer
 
 from . import log
-from .broadcast import group_name
+from .broadcast import group_name, reconnect
 from .delivery import Delivery, News
 from .errors import InvalidFrame, StoreUnavailable
 from .outbox import Log, Outbox
@@ -42,11 +42,15 @@ _REASSERTION: Final = 2.0  # seconds that all nodes have for writing back after 
 _OVERDUE: Final = 1000.0  # ms after its deadline, by which the store would have told of an entry that has expired
 _REJOIN: Final = 3600.0  # seconds; layers forget a group's members after group_expiry, a day by default
 _LAYER_TIMEOUT: Final = 2.0  # seconds that a channel layer may take to join or leave a group
+_JOINING_PAUSES: Final = (0.02, 0.1, 0.3)  # seconds between attempts to join a group, where the layer raises
 _SNAPSHOT_AGE: Final = 20.0  # ms that one encoding of a topic is good for; what changes is only the time left
 _PAUSE: Final = 0.002  # seconds from telling a room of something to telling it of the next
 _BATCH_PAUSE: Final = 0.01  # the same for those who take several events in one frame
 _LONGEST_PAUSE: Final = 0.02  # seconds; where telling takes long, so does the pause, as long as more comes
-_RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails
+_RETRY: Final = 1.0  # seconds between attempts to hear from a channel layer that fails; the first ones come sooner
+_UNHEARD: Final = 3  # such comparisons until the layer counts as deaf
+_RECONNECT: Final = 30.0  # seconds between attempts to have a layer connect anew that counts as deaf
+_FIRST_RETRY: Final = 0.05
 
 
 class Hub:
@@ -77,9 +81,22 @@ class Hub:
         self._nobody = Context()
         self._tally = tally()
         self._has_heard_foreign = False
+        self._rejoining: asyncio.Task[None] | None = None
+        self._joining = log.Trouble(
+            "joining_trouble",
+            "the channel layer does not let this process join a group, clients cannot subscribe: %(error)s",
+            "groups can be joined again",
+        )
+        self._deafness = log.Trouble(
+            "layer_deaf",
+            "the channel layer brings no messages though the store changes, subscribers see changes late: its listener "
+            "may have ended, or other processes may use another server",
+            "the channel layer brings messages again",
+        )
+        self._reconnect_at = 0.0
         self._hearing = log.Trouble(
             "hearing_trouble",
-            f"the channel layer fails, retrying every {_RETRY} s: %(error)s",
+            f"the channel layer fails, retrying after at most {_RETRY} s: %(error)s",
             "the channel layer is back",
         )
         self._comparing = log.Trouble(
@@ -167,8 +184,7 @@ class Hub:
         self._stopped = True
         ending = [*self._tasks]
         self._tasks.clear()
-        if self._starting is not None:
-            ending.append(self._starting)
+        ending += [task for task in (self._starting, self._rejoining) if task is not None]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -182,14 +198,31 @@ class Hub:
                 await asyncio.shield(self._discarding[feed.topic])
             try:
                 async with asyncio.timeout(_LAYER_TIMEOUT):
-                    channel = await self._start()
-                    await self._layer.group_add(group_name(*feed.topic), channel)
+                    await self._join(feed.topic)
             except Exception as error:
-                raise StoreUnavailable("the channel layer does not answer") from error
+                self._joining.met(error)
+                # What it raised is the operator's business: it may name hosts.
+                what = "does not answer" if isinstance(error, TimeoutError) else "fails"
+                raise StoreUnavailable(f"the channel layer {what}") from error
+            self._joining.over()
             await self._read(feed)
         except BaseException:
             self._close(feed)
             raise
+
+    async def _join(self, topic: Topic) -> None:
+        """Tried more than once: a layer may raise only because others write at the same moment."""
+        for pause in _JOINING_PAUSES:
+            try:
+                await self._layer.group_add(group_name(*topic), await self._start())
+            except TimeoutError:
+                raise
+            except Exception as error:
+                log.debug("joining the group of %s failed, trying again: %r", topic, error)
+                await asyncio.sleep(pause)
+            else:
+                return
+        await self._layer.group_add(group_name(*topic), await self._start())
 
     def _close_if_unused(self, feed: _Feed) -> None:
         if feed.deserted and not feed.waiters:
@@ -273,15 +306,22 @@ class Hub:
     # Hearing
 
     async def _listen(self, channel: str) -> None:
+        failures = 0
         while True:
             try:
                 with housekeeping():
                     message = await self._layer.receive(channel)
             except Exception as error:
                 self._hearing.met(error)
-                await asyncio.sleep(_RETRY)
-                await self._rejoin(channel, self._feeds)
+                failures += 1
+                # It may have failed with one message only: the next must not wait for that.
+                await asyncio.sleep(0 if failures == 1 else min(_RETRY, _FIRST_RETRY * 2 ** min(failures - 2, 10)))
+                if failures > 1:
+                    await self._rejoin(channel, self._feeds)
+                elif self._rejoining is None or self._rejoining.done():
+                    self._rejoining = asyncio.get_running_loop().create_task(self._rejoin(channel, self._feeds))
                 continue
+            failures = 0
             self._hearing.over()
             try:
                 self._take(message)
@@ -297,6 +337,7 @@ class Hub:
             if feed is None or self._is_foreign(peek_store(message)):
                 return
             feed.taken += 1
+            feed.unheard = 0
             if feed.replica.has_come_to(last):
                 return
             batch = decode_batch(message)
@@ -395,10 +436,27 @@ class Hub:
                 stale = await self._compare([feed for feed in self._feeds.values() if feed.open])
                 # What should have told of it may have been lost with the membership: some layers keep that in Redis.
                 await self._rejoin(channel, stale)
+                await self._doubt_layer(stale)
                 self._comparing.over()
             except Exception as error:  # whatever it is: without a beacon, views would stay wrong silently
                 self._comparing.met(error)
                 self._expire_here()
+
+    async def _doubt_layer(self, stale: Iterable[Topic]) -> None:
+        """Notice a layer that joins groups and brings nothing: its listener may have died, or its connections lead to
+        a server that nobody else uses any more."""
+        for topic in stale:
+            if topic in self._feeds:
+                self._feeds[topic].unheard += 1
+        longest = max((feed.unheard for feed in self._feeds.values()), default=0)
+        if longest == 0:
+            self._deafness.over()
+        elif longest >= _UNHEARD:
+            self._deafness.met()
+            now = time.monotonic()
+            if now >= self._reconnect_at:
+                self._reconnect_at = now + _RECONNECT
+                await reconnect(self._layer)
 
     async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
         """Have views repaired that are not what the store says. Returns the topics of which too little was heard, as
@@ -485,6 +543,7 @@ class _Feed:
         self.waiters = 0
         self.generation = 0
         self.taken = 0  # messages that the layer has brought
+        self.unheard = 0  # comparisons in a row that found a change of which the layer had brought nothing
         self.moved_at = 0.0  # by the monotonic clock, when the stream last went on
         self.patient_until = 0.0
         self.doubted = False

@@ -17,7 +17,9 @@ COUNTED: Final = (
     "duty_ended",
     "foreign_messages",
     "hearing_trouble",
+    "joining_trouble",
     "keys_evicted",
+    "layer_deaf",
     "lease_lost",
     "lease_trouble",
     "leaving_failed",
@@ -93,7 +95,7 @@ class Trouble:
         if not self._now:
             self._now = True
             level = logging.ERROR if self._traceback else logging.WARNING
-            fields: dict[str, str | float] = {} if error is None else {"error": repr(error)}
+            fields: dict[str, str | float] = {} if error is None else {"error": _shown(error)}
             _say(level, self._event, self._began, fields, traceback=self._traceback)
 
     def over(self) -> None:
@@ -101,6 +103,12 @@ class Trouble:
         if self._now:
             self._now = False
             _say(logging.WARNING, self._event + "_over", self._over, {})
+
+
+def _shown(error: Exception) -> str:
+    """Its `repr`, unless that leaves out the text, as the one of redis-py's errors does."""
+    shown, text = repr(error), str(error)
+    return shown if not text or text in shown or repr(text)[1:-1] in shown else f"{type(error).__name__}({text!r})"
 
 
 def _count(event: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
+from ephemeral_state import broadcast as broadcast_module
 from ephemeral_state import hub as hub_module
 from ephemeral_state.broadcast import group_name, publish
 from ephemeral_state.delivery import Direct, Dispatched
@@ -19,6 +20,7 @@ from ephemeral_state.state import Clear, Limits, Revision, Set, Topic
 from ephemeral_state.stores.memory import MemoryStore
 from ephemeral_state.tally import totals
 
+from .front import Front
 from .lossy import LossyLayer
 from .redis_server import RedisServer
 from .waiting import events, settle, until
@@ -561,6 +563,170 @@ async def test_a_part_of_the_store_that_does_not_answer_harms_nothing_elsewhere_
     await until(lambda: "lost" in clients[0].view)
     await until(lambda: events(caplog) == ["comparing_trouble", "comparing_trouble_over"])
     await rig.hub.stop()
+
+
+class Raising(LossyLayer):
+    """Raises on demand, as layers on a database do when several processes write, or for one message."""
+
+    def __init__(self):
+        super().__init__()
+        self.joins_to_fail = self.sends_to_fail = self.receives_to_fail = 0
+
+    async def group_add(self, group, channel):
+        if self.joins_to_fail:
+            self.joins_to_fail -= 1
+            raise RuntimeError("database is locked at 10.0.0.1")
+        await super().group_add(group, channel)
+
+    async def group_send(self, group, message):
+        if self.sends_to_fail:
+            self.sends_to_fail -= 1
+            raise RuntimeError("database is locked")
+        await super().group_send(group, message)
+
+    async def receive(self, channel):
+        message = await super().receive(channel)
+        if self.receives_to_fail:
+            self.receives_to_fail -= 1
+            raise RuntimeError("too long")
+        return message
+
+
+@pytest.fixture
+async def raising():
+    rig = Rig()
+    rig.layer = Raising()
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=3600)
+    yield rig
+    await rig.hub.stop()
+
+
+async def test_a_layer_that_raises_while_a_group_is_joined_is_asked_again_and_no_client_hears_of_it(raising, caplog):
+    raising.layer.joins_to_fail = 3
+    client = Client()
+    await raising.hub.follow(TOPIC, client.delivery)
+    await raising.write(Set("c", TOPIC, "k"))
+    await until(lambda: owners(client) == {"k": "c"})
+    assert events(caplog) == []
+
+
+async def test_a_layer_that_goes_on_raising_is_logged_with_the_cause_once_and_clients_are_not_told_it(raising, caplog):
+    raising.layer.joins_to_fail = 8
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable) as caught:
+            await raising.hub.follow(TOPIC, Client().delivery)
+        assert str(caught.value) == "the channel layer fails"
+    assert events(caplog) == ["joining_trouble"]
+    assert "database is locked at 10.0.0.1" in caplog.text
+    await raising.hub.follow(TOPIC, Client().delivery)
+    assert events(caplog) == ["joining_trouble", "joining_trouble_over"]
+
+
+async def test_a_message_that_the_layer_takes_at_the_second_attempt_is_not_lost(raising, caplog):
+    client = Client()
+    await raising.hub.follow(TOPIC, client.delivery)
+    raising.layer.sends_to_fail = 1
+    (outcome,) = await raising.store.apply([Set("c", TOPIC, "k")])
+    assert await publish(raising.layer, outcome.changes) == []
+    await until(lambda: owners(client) == {"k": "c"})
+
+
+async def test_one_message_that_cannot_be_received_does_not_hold_up_the_next(raising, monkeypatch, caplog):
+    monkeypatch.setattr(hub_module, "_RETRY", 3600)
+    monkeypatch.setattr(hub_module, "_FIRST_RETRY", 3600)
+    client = Client()
+    await raising.hub.follow(TOPIC, client.delivery)
+    for n in range(3):
+        raising.layer.receives_to_fail = 1
+        await raising.write(Set("c", TOPIC, f"bad {n}"))
+        await raising.write(Set("c", TOPIC, f"good {n}"))
+        await until(lambda n=n: f"bad {n}" in client.view and f"good {n}" in client.view)  # a gap, so it was read
+    assert events(caplog) == ["hearing_trouble", "hearing_trouble_over"] * 3
+
+
+class Deaf(LossyLayer):
+    """Joins groups and brings nothing, as a layer whose listener has died."""
+
+    dead = False
+
+    async def group_send(self, group, message):
+        if not self.dead:
+            await super().group_send(group, message)
+
+
+async def test_a_layer_that_brings_nothing_is_noticed_and_when_it_does_again(rig, monkeypatch, caplog):
+    monkeypatch.setattr(hub_module, "_DOUBT", 0.01)
+    rig.layer = Deaf()
+    rig.hub = Hub(rig.store, rig.layer, beacon_interval=0.01)
+    client = Client()
+    await rig.hub.follow(TOPIC, client.delivery)
+    await rig.write(Set("c", TOPIC, "heard"))
+    await until(lambda: "heard" in client.view)
+    rig.layer.dead = True
+    for n in range(hub_module._UNHEARD):
+        assert events(caplog) == []
+        await rig.write(Set("c", TOPIC, f"unheard {n}"))
+        await until(lambda n=n: f"unheard {n}" in client.view)  # by the beacon
+    await until(lambda: events(caplog) == ["layer_deaf"])
+    rig.layer.dead = False
+    await rig.write(Set("c", TOPIC, "again"))
+    await until(lambda: events(caplog) == ["layer_deaf", "layer_deaf_over"])
+    await rig.hub.stop()
+
+
+@pytest.mark.redis
+async def test_a_pubsub_layer_that_stayed_with_a_server_that_nobody_else_uses_connects_anew(monkeypatch, caplog):
+    monkeypatch.setattr(hub_module, "_DOUBT", 0.05)
+    with RedisServer() as old, RedisServer() as new:
+        async with Front(old) as front:
+            layer, elsewhere = RedisPubSubChannelLayer(hosts=[front.url]), RedisPubSubChannelLayer(hosts=[new.url])
+            store = MemoryStore(Limits())
+            hub = Hub(store, layer, beacon_interval=0.05)
+            await hub.follow(TOPIC, Client().delivery)
+            front.move(new)
+            for n in range(1000):
+                (outcome,) = await store.apply([Set("c", TOPIC, f"{n}")])
+                await publish(elsewhere, outcome.changes)
+                await asyncio.sleep(0.1)
+                if "layer_deaf_over" in events(caplog):
+                    break
+            assert [event for event in events(caplog) if event.startswith("layer")] == ["layer_deaf", "layer_deaf_over"]
+            await hub.stop()
+            await layer.flush()
+            await elsewhere.flush()
+
+
+async def test_a_slow_layer_has_its_time_for_each_message_and_not_for_all(monkeypatch):
+    monkeypatch.setattr(broadcast_module, "_SEND_TIMEOUT", 0.2)
+
+    class Slow(LossyLayer):
+        async def group_send(self, group, message):
+            await asyncio.sleep(0.05)
+            await super().group_send(group, message)
+
+    rig = Rig()
+    topics = [Topic("", f"{n}") for n in range(100)]  # 16 at once: seven rounds, of which four had time
+    outcomes = await rig.store.apply([Set("c", topic, key) for topic in topics for key in ("a", "b")])
+    layer = Slow()
+    assert await publish(layer, [change for outcome in outcomes for change in outcome.changes]) == []
+    assert layer.sent == 100
+
+
+async def test_a_layer_that_hangs_is_given_up_after_the_time_of_one_message(monkeypatch):
+    monkeypatch.setattr(broadcast_module, "_SEND_TIMEOUT", 0.05)
+    asked = 0
+
+    class Hanging(LossyLayer):
+        async def group_send(self, group, message):
+            nonlocal asked
+            asked += 1
+            await asyncio.Event().wait()
+
+    rig = Rig()
+    outcomes = await rig.store.apply([Set("c", Topic("", f"{n}"), "k") for n in range(1000)])
+    failures = await publish(Hanging(), [change for outcome in outcomes for change in outcome.changes])
+    assert {type(failure) for failure in failures} == {TimeoutError}
+    assert asked <= broadcast_module._AT_ONCE
 
 
 @pytest.mark.redis

@@ -251,7 +251,9 @@ async def test_a_layer_that_cannot_be_heard_is_told_of_when_it_begins_and_ends(
     layer.deaf = False
     await rig.write(Set("c", TOPIC, "k"))
     await until(lambda: said("hearing_trouble_over"))
-    assert said("hearing_trouble") == ["the channel layer fails, retrying every 0.01 s: ConnectionError('no layer')"]
+    assert said("hearing_trouble") == [
+        "the channel layer fails, retrying after at most 0.01 s: ConnectionError('no layer')"
+    ]
     assert said("hearing_trouble_over") == ["the channel layer is back"]
 
     layer.deaf = True
@@ -390,4 +392,19 @@ async def test_who_cannot_hear_of_a_revocation_is_told_of(said: Said, settings: 
         await until(lambda: said("revocation_deaf"))
     assert said("revocation_deaf") == [
         "a revocation will not be heard at once, the channel layer does not answer: ConnectionError('no layer')"
+    ]
+
+
+def test_trouble_says_the_text_of_an_error_whose_repr_has_none(said: Said):
+    class Terse(Exception):
+        def __repr__(self) -> str:
+            return "terse"
+
+    for error in (Terse("connecting to h:1 failed"), ConnectionError("it's \x01"), TimeoutError()):
+        trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "over")
+        trouble.met(error)
+    assert said("store_trouble") == [
+        "the store fails: Terse('connecting to h:1 failed')",
+        'the store fails: ConnectionError("it\'s \\x01")',
+        "the store fails: TimeoutError()",
     ]
