@@ -445,18 +445,17 @@ class Hub:
     async def _doubt_layer(self, stale: Iterable[Topic]) -> None:
         """Notice a layer that joins groups and brings nothing: its listener may have died, or its connections lead to
         a server that nobody else uses any more."""
-        for topic in stale:
-            if topic in self._feeds:
-                self._feeds[topic].unheard += 1
-        longest = max((feed.unheard for feed in self._feeds.values()), default=0)
-        if longest == 0:
-            self._deafness.over()
-        elif longest >= _UNHEARD:
+        doubtful = [self._feeds[topic] for topic in stale if topic in self._feeds]
+        for feed in doubtful:
+            feed.unheard += 1
+        if any(feed.unheard >= _UNHEARD for feed in doubtful):
             self._deafness.met()
             now = time.monotonic()
             if now >= self._reconnect_at:
                 self._reconnect_at = now + _RECONNECT
                 await reconnect(self._layer)
+        elif not any(feed.unheard for feed in self._feeds.values()):
+            self._deafness.over()
 
     async def _compare(self, feeds: Sequence[_Feed]) -> list[Topic]:
         """Have views repaired that are not what the store says. Returns the topics of which too little was heard, as
