@@ -88,6 +88,31 @@ def test_each_file_goes_into_a_bundle_for_a_page(tmp_path: Path) -> None:
         assert "require(" not in (tmp_path / file.name).read_text()
 
 
+def test_the_hook_is_bundled_from_elsewhere_by_what_the_docs_say(tmp_path: Path) -> None:
+    package = tmp_path / "site-packages"
+    shutil.copytree(STATIC, package)
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "node_modules").symlink_to(HERE / "node_modules")
+    main = project / "main.js"
+    main.write_text('import "react";\nimport { useTopic } from "ephemeral-state/ephemeral-react.js";\nuseTopic();\n')
+    docs = (ROOT / "docs" / "client.md").read_text()
+    options = re.findall(r"^ +(--alias:\S+)", docs, re.MULTILINE)
+    where, *more = [re.sub(r"(?<==)/\S+", str(package), option) for option in options]
+    assert where == f"--alias:ephemeral-state={package}"
+    assert more == ["--alias:react=react"]
+
+    def build(*options: str) -> str:
+        command = [HERE / "node_modules/.bin/esbuild", main, "--bundle", *options]
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=LIMIT, check=False)
+        return done.stdout or done.stderr
+
+    assert 'Could not resolve "react"' in build(where)
+    made = build(where, *more)
+    assert made.count("function useTopic(") == 1
+    assert made.count('ReactVersion = "') == 1  # React itself, and once
+
+
 @pytest.mark.parametrize("aggregates", [False, True], ids=["as-it-is", "import-aggregation"])
 def test_its_files_import_each_other_where_names_carry_hashes(tmp_path: Path, settings: Any, aggregates: bool) -> None:
     storage = f"{__name__}.{'Aggregating' if aggregates else 'Hashing'}"
