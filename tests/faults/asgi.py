@@ -162,13 +162,17 @@ def _granian(application: str, port: int) -> None:
     Granian(application, address="127.0.0.1", port=port, interface=Interfaces.ASGI, websockets=True).serve()
 
 
-def _hypercorn(application: str, fd: int) -> None:
+def _hypercorn(application: str, fd: int, workers: int = 0) -> None:
     from hypercorn.config import Config
     from hypercorn.run import run
 
     config = Config()
-    config.application_path, config.bind, config.workers = application, [f"fd://{fd}"], 0
+    config.application_path, config.bind, config.workers = application, [f"fd://{fd}"], workers
     run(config)
+
+
+def _hypercorn_worker(application: str, fd: int) -> None:
+    _hypercorn(application, fd, workers=1)
 
 
 def _gunicorn(application: str, fd: int, worker: str = "asgi") -> None:
@@ -187,6 +191,7 @@ SERVERS = {
     "daphne": _daphne,
     "granian": _granian,
     "hypercorn": _hypercorn,
+    "hypercorn-worker": _hypercorn_worker,
     "gunicorn": _gunicorn,
     "gunicorn-uvicorn": _gunicorn_uvicorn,
 }

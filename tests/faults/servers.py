@@ -119,8 +119,14 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _title(name: str) -> str:
-    server, _, worker = name.partition("-")
-    return f"{server} {version(server)}" + (f", uvicorn-worker {version('uvicorn-worker')}" if worker else "")
+    server = name.partition("-")[0]
+    more = {
+        "hypercorn": ", `--workers 0`",
+        "hypercorn-worker": " (one worker)",
+        "gunicorn": " `-k asgi`",
+        "gunicorn-uvicorn": f", uvicorn-worker {version('uvicorn-worker')}",
+    }
+    return f"{server} {version(server)}{more.get(name, '')}"
 
 
 async def main(names: list[str]) -> None:
@@ -136,7 +142,9 @@ async def main(names: list[str]) -> None:
         for name, vanishing in zip(names, late, strict=True):
             codes = await of(ends_of_clients, name)
             term, interrupt = [await of(ends_of_the_server, name, n) for n in (signal.SIGTERM, signal.SIGINT)]
-            rows.append([_title(name), *codes.values(), vanishing.result(), term, interrupt])
+            row = [_title(name), *codes.values(), vanishing.result(), term, interrupt]
+            rows.append(row)
+            print("measured:", row, file=sys.stderr)
     print("| server | close 1000 | close 4001 | no code | reset | host gone | SIGTERM | SIGINT |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -144,4 +152,6 @@ async def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # A shell's background job ignores it, and so would the servers: what is ignored is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.run(main(sys.argv[1:] or list(SERVERS)))
