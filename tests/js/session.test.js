@@ -751,3 +751,53 @@ test("what a machine has slept through counts: a short life is over after it", (
   wire.connect("me again");
   assert.deepEqual(wire.taken().map(({ verb }) => verb), ["subscribe"]);
 });
+
+/** The same numbers for the same seed (mulberry32). */
+function seeded(seed) {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+test("whatever happened, what is wanted is there in the end, and nothing of ours when every topic is left", () => {
+  for (let seed = 1; seed <= 400; seed++) {
+    const random = seeded(seed);
+    const chance = (share) => random() < share;
+    const wire = new Wire();
+    const server = serverOf(wire);
+    let ids = 0;
+    const wanted = new Map();
+    const refused = () => (chance(0.15) ? ["rate_limited", "unavailable", "gone"][Math.floor(random() * 3)] : null);
+    const open = () => (wire.session.opened(), wire.hear("hello", { client_id: `me ${++ids}` }));
+    const close = () => {
+      server.answer(refused);
+      wire.session.closed();
+      wire.sent.length = 0; // what had no answer did not arrive
+      // Each key has a grace or has none.
+      for (const key of server.keys.keys()) if (!key.startsWith("g")) server.keys.delete(key);
+    };
+    wire.session.follow("t");
+    for (let step = 0; step < 60; step++, wire.time += Math.floor(random() * 200)) {
+      const key = ["g1", "g2", "k1", "k2"][Math.floor(random() * 4)];
+      const followed = wire.session.lines.has("t");
+      if (chance(0.08)) wire.session.open ? close() : open();
+      else if (chance(0.06)) followed ? (wire.session.leave("t"), wanted.clear()) : wire.session.follow("t");
+      else if (followed && chance(0.25)) wire.session.clear("t", key), wanted.delete(key);
+      else if (followed) {
+        wire.session.set("t", key, base64(step), { grace: key.startsWith("g") ? 30 : 0, throttle: chance(0.5) ? 300 : 0 });
+        wanted.set(key, base64(step));
+      }
+      if (chance(0.5)) wire.session.flush();
+      if (chance(0.6)) server.answer(refused);
+    }
+    if (!wire.session.open) open();
+    server.settle();
+    assert.deepEqual([...server.keys].map(([key, [, payload]]) => [key, payload]).sort(), [...wanted].sort(), `seed ${seed}`);
+    wire.session.leave("t");
+    server.settle();
+    assert.deepEqual([[...server.keys], wire.session.left.size, wire.session.due], [[], 0, Infinity], `seed ${seed}, left`);
+  }
+});

@@ -263,7 +263,8 @@ export type Want = {
 };
 /**
  * The server may have something of ours under a key, and not for longer than `until`: so many `sets` were sent and not
- * refused, the last of them with the ref `ref` at the time `at`.
+ * refused, the last of them with the ref `ref` at the time `at`. `former`: it may be there in the name of a former
+ * connection, and no set of this one has been confirmed.
  */
 export type Held = {
     sets: number;
@@ -271,6 +272,7 @@ export type Held = {
     at: number;
     until: number;
     grace: number;
+    former: boolean;
 };
 /**
  * One topic of a session. `state` is how far this connection is with it. `unsent` are the keys of `wants` that are yet

@@ -252,8 +252,9 @@ export class View {
 
 /**
  * The server may have something of ours under a key, and not for longer than `until`: so many `sets` were sent and not
- * refused, the last of them with the ref `ref` at the time `at`.
- * @typedef {{ sets: number, ref: number, at: number, until: number, grace: number }} Held
+ * refused, the last of them with the ref `ref` at the time `at`. `former`: it may be there in the name of a former
+ * connection, and no set of this one has been confirmed.
+ * @typedef {{ sets: number, ref: number, at: number, until: number, grace: number, former: boolean }} Held
  */
 
 /**
@@ -291,7 +292,6 @@ export class Session {
   #ref = 0;
   /** @type {Map<number, Asked>} commands without an answer yet */
   #asked = new Map();
-  #since = 0; // the last ref of the former connection
   #cost = 0;
   #hold = 0;
   #on;
@@ -358,7 +358,6 @@ export class Session {
   opened() {
     this.open = true;
     this.#hold = 0;
-    this.#since = this.#ref;
     for (const [name, line] of this.lines) {
       line.plain = false; // the server may be a newer one than the last
       this.#subscribe(name, line);
@@ -383,6 +382,7 @@ export class Session {
       for (const [key, want] of line.wants) if (!want.confirmed) line.unsent.add(key);
       for (const held of line.held.values()) {
         held.at = -Infinity;
+        held.former = true;
         held.until = Math.min(held.until, now + held.grace + LINGERS);
       }
     }
@@ -492,9 +492,9 @@ export class Session {
     return settled(line.state) || (line.wants.get(key)?.op === "clear" && this.#holds(line, key));
   }
 
-  /** Whether this connection has set the key, and it may be there. @param {Line} line @param {string} key */
+  /** Whether only this connection may have something under the key. @param {Line} line @param {string} key */
   #holds(line, key) {
-    return (line.held.get(key)?.ref ?? 0) > this.#since;
+    return line.held.get(key)?.former === false;
   }
 
   /** Whether a former connection may have left something that has not been looked for yet. @param {Line} line */
@@ -545,14 +545,16 @@ export class Session {
     const now = this.now();
     if (want.deadline !== null && want.deadline <= now) return this.#forget(line, key);
     line.unsent.delete(key);
+    if (want.op === "set") return this.#put(name, line, key, want.payload, want);
     const there = line.view.entries.get(key);
-    if (want.op === "set") this.#put(name, line, key, want.payload, want);
     // What a former connection left: only an owner can clear.
-    else if (there?.mine && there.owner !== this.clientId && !this.#holds(line, key)) this.#put(name, line, key, there.payload, want);
-    if (want.op === "set") return;
+    const lingers = there?.mine && there.owner !== this.clientId && !this.#holds(line, key);
+    if (lingers) this.#put(name, line, key, there.payload, want);
     this.#ask("clear", name, { key }, key, want);
     const held = line.held.get(key);
-    if (held) held.at = -Infinity; // a set after it need not wait
+    if (!held) return;
+    held.at = -Infinity; // a set after it need not wait
+    if (!lingers && line.view.live) held.former = false;
   }
 
   /** @param {string} name @param {Line} line @param {string} key @param {string} payload @param {Want} want */
@@ -564,8 +566,9 @@ export class Session {
     fields.ttl_ms = want.deadline === null ? null : Math.ceil(want.deadline - now);
     if (want.grace) fields.grace_ms = want.grace;
     this.#ask("set", name, fields, key, want);
-    const { sets, until, grace } = line.held.get(key) ?? { sets: 0, until: 0, grace: 0 };
+    const { sets, until, grace, former } = line.held.get(key) ?? { sets: 0, until: 0, grace: 0, former: false };
     line.held.set(key, {
+      former,
       sets: sets + 1,
       ref: this.#ref,
       at: now,
@@ -607,13 +610,13 @@ export class Session {
     this.#answered(frame.ref);
     const line = this.#any(name);
     const left = line === this.left.get(name);
-    if (!line || line.state === "denied" || (left && line.state !== "asked")) return; // it was on its way when we left
+    if (!line || line.state === "denied" || (left && line.parted)) return; // it was on its way when we left
     const begun = line.view.partial !== null;
     const changes = line.view.apply(frame);
     if (line.view.partial) return;
     if (begun || kind === "ephemeral.snapshot") this.#welcomed(name, line);
     else for (const change of changes) this.#owned(line, change);
-    if (line.view.lost && line.state === "live") this.#subscribe(name, line);
+    if (line.view.lost && line.state === "live" && !left) this.#subscribe(name, line);
     if (left) this.#part(name, line);
     else this.#tell(name, changes);
   }
@@ -661,12 +664,25 @@ export class Session {
     if (verb === "unsubscribe" && line.parted) line.parted = "done";
     if (key === undefined || !want) return;
     const held = line.held.get(key);
-    if (verb === "clear" && held && held.ref < ref) line.held.delete(key);
+    if (verb === "set" && held) held.former = false;
+    // Only an owner can clear: what a former connection has left may still be there.
+    if (verb === "clear" && held && held.ref < ref && !held.former) line.held.delete(key);
     else if (verb === "set" && held?.ref === ref) Object.assign(held, { sets: 1, until: want.deadline ?? Infinity, grace: want.grace });
     // Not if it is to be said again: of a key that had to be set first, that may have been refused.
     if (line.wants.get(key) !== want || line.unsent.has(key) || verb !== want.op) return;
+    if (verb === "clear" && held?.former && line.options.subscribe !== false) return this.#look(asked.name, line, key);
     want.confirmed = true;
     if (verb === "clear") line.wants.delete(key);
+  }
+
+  /** Clear the key once more: what a former connection left was not. @param {string} name @param {Line} line @param {string} key */
+  #look(name, line, key) {
+    this.#again(line, key, 0);
+    if (line !== this.left.get(name) || line.state !== "live") return;
+    // The topic was left: only another snapshot tells whether it is still there.
+    line.parted = "";
+    line.view.live = false;
+    this.#subscribe(name, line);
   }
 
   /** @param {Frame} frame */
