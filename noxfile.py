@@ -31,10 +31,12 @@ def interpreters() -> dict[str, str]:
     found = {}
     for version in PYTHONS:
         kept = [str(path) for home in homes for path in sorted(home.glob(f"*/bin/python{version}"))]
-        for path in [shutil.which(f"python{version}"), *kept]:
-            # A shim of pyenv is there and does not start.
-            if path and subprocess.run([path, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
-                found[version] = path
+        for path in filter(None, [shutil.which(f"python{version}"), *kept]):
+            # A shim of pyenv may be there and not start. Asked for the real place, where no other shim is beside it.
+            asked = [path, "-c", "import sys, venv; print(sys._base_executable)"]
+            answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if answer.returncode == 0:
+                found[version] = answer.stdout.strip()
                 break
     return found
 
