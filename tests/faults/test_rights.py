@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ LIMITED = {
 async def test_a_user_that_lacks_a_right_is_told_so_and_a_killed_process_is_cleared(limits):
     options, rules = LIMITED[limits]
     with RedisServer(*options) as store, RedisServer() as layer:
-        store.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules.split())
+        store.command("ACL", "SETUSER", "limited", "reset", "on", ">pw", *rules.split())
         prefix = unique_prefix()
-        url = store.url.replace("redis://", "redis://app:pw@")
+        url = as_user(store)
         settings = configuration("pubsub", store_url=url, layer_url=layer.url, prefix=prefix, LEASE=LEASE)
         with Server(settings) as one, Server(settings) as other:
             here = Place([one, other], store, prefix)
@@ -47,39 +48,47 @@ async def test_a_user_that_lacks_a_right_is_told_so_and_a_killed_process_is_clea
             await here.settled("hers", "his")
             await asyncio.sleep(1.5)  # beats of both, for none of them to seem killed
             for redis in (store.url, url):
-                assert await states(redis, prefix) == ["alive", "alive"]
+                await are(["alive", "alive"], redis, prefix)
             other.kill()
             await here.settled("hers", within=LEASE + 3)
-            assert await states(url, prefix) == ["alive"]
+            await are(["alive"], url, prefix)
             told = here.said("a right is missing in Redis")
             assert told == (0 if limits.startswith("INFO") else 1), here.log()
             if told:
                 (line,) = (line for line in here.log() if "a right is missing" in line)
-                assert f"SUBSCRIBE and PUBSUB NUMSUB of {{{prefix}:v2:0}}:alive:*" in line
+                assert f"SUBSCRIBE, and PUBSUB NUMSUB, of {{{prefix}:v2:0}}:alive:*" in line
             await ann.leave()
 
 
 async def test_a_right_that_is_given_later_is_used(redis_server):
     prefix = unique_prefix()
-    redis_server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "+@all", "resetchannels", "&other")
-    url = redis_server.url.replace("redis://", "redis://app:pw@")
+    redis_server.command("ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "+@all", "resetchannels", "&other")
+    url = as_user(redis_server)
     with RedisServer() as layer:
         settings = configuration("pubsub", store_url=url, layer_url=layer.url, prefix=prefix)
         with Server(settings) as server:
             here = Place([server], redis_server, prefix)
             ann = await here.enter("ann")
             await until(lambda: here.said("a right is missing in Redis"))
-            redis_server.command("ACL", "SETUSER", "app", f"&{{{prefix}:*")
+            redis_server.command("ACL", "SETUSER", "limited", f"&{{{prefix}:*")
             await until(lambda: here.said("the right is there"), 15)
             (channel,) = redis_server.command("PUBSUB", "CHANNELS", f"{{{prefix}:v2:0}}:alive:*")
             assert channel
             await ann.leave()
 
 
-async def states(url: str, prefix: str) -> list[str]:
+def as_user(server: RedisServer) -> str:
+    return f"redis://limited:pw@127.0.0.1:{server.port}/0"
+
+
+async def are(states: list[str], url: str, prefix: str) -> None:
+    """Wait for it: a beat may be late where the machine is busy."""
     store = RedisStore(Limits(), url=url, prefix=prefix)
     try:
-        return [process.state for process in await processes(store)]
+        end = time.monotonic() + 10
+        while (found := [process.state for process in await processes(store)]) != states:
+            assert time.monotonic() < end, found
+            await asyncio.sleep(0.1)
     finally:
         await store.close()
 
@@ -89,14 +98,14 @@ async def test_the_documented_user_can_do_everything(redis_server):
     (rules,) = re.findall(r"^ACL SETUSER app on >password (.*)$", guide.read_text(encoding="utf-8"), re.MULTILINE)
     prefix = unique_prefix()
     rules = rules.replace("{ephemeral:", f"{{{prefix}:").replace("&asgi*", f"&{prefix}*")
-    redis_server.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rules.split())
-    url = redis_server.url.replace("redis://", "redis://app:pw@")
+    redis_server.command("ACL", "SETUSER", "limited", "reset", "on", ">pw", *rules.split())
+    url = as_user(redis_server)
     settings = configuration("pubsub", store_url=url, layer_url=url, prefix=prefix)
     with Server(settings) as one, Server(settings) as other:
         here = Place([one, other], redis_server, prefix)
         ann, bob = await here.enter("ann"), await here.enter("bob", 1)
         assert [await ann.set("hers"), await bob.set("his"), await ann.set("gone")] == ["ok"] * 3
-        assert [await ann.clear("gone"), await ann.ask("list")] == ["ok", "snapshot"]
+        assert await ann.clear("gone") == "ok"
         await here.settled("hers", "his")
         await asyncio.sleep(1.5)  # beats of both
         other.kill()
