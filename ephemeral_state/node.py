@@ -532,6 +532,7 @@ class Node:
                 if sweep.changes:
                     next_in = max(next_in, _SWEEP_SPACING if sweep.next_in_ms else 0)
         except StoreUnavailable as error:
+            next_in = min(next_in, _RETRY)  # or what expires meanwhile would be shown long after the store is back
             self._store_trouble.met(error)
         except Exception:
             log.exception("sweep_failed", "sweeping failed, trying again in %(seconds)s s", seconds=next_in)
