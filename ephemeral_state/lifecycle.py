@@ -322,10 +322,12 @@ class Lifecycle:
             self._has_read(number)
 
     def _ping_or_give_up(self) -> None:
-        if len(self._inbox) >= self._most_ahead:
-            self._heard_at = self.loop.time()  # we do not listen, so it cannot be blamed for its silence
-        silent = self.loop.time() - self._heard_at
+        now, timer = self.loop.time(), self._ping_timer
         self._ping_timer = None
+        is_held_up = timer is not None and now - timer.when() >= _PING_TIMEOUT / 2
+        if is_held_up or len(self._inbox) >= self._most_ahead:
+            self._heard_at = now  # we do not listen, so it cannot be blamed for its silence
+        silent = now - self._heard_at
         if self._over:
             return
         if not self._must_answer:
