@@ -19,7 +19,7 @@ from django.db import transaction
 from . import overdue
 from .background import wait
 from .broadcast import tell_all_layers
-from .errors import InvalidTTL
+from .errors import InvalidTTL, NameInvalid
 from .hold import Held
 from .node import current
 from .protocol import CLOSE_MESSAGE_TYPE, encode_payload, encode_ttl
@@ -120,6 +120,8 @@ async def adisconnect(client: str, *, close: int | None = None) -> None:
     like the owner of something held, has none. Raises `StoreUnavailable`, also for the channel layer: then everything
     is cleared, and the socket may still be open.
     """
+    if not isinstance(client, str):
+        raise NameInvalid(f"client is of type {type(client).__name__}, not str: give the channel name of a connection")
     if close is not None:
         _require_close_code(close)
     with span("disconnect"):
@@ -179,8 +181,11 @@ async def abrowse(
 ) -> Page:
     """Live entries of all topics, page by page; see `Store.browse`. Raises `ValueError` for a `limit` below 1, and for
     a cursor that no page had."""
-    if not isinstance(limit, int) or limit < 1:
-        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r}")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"limit must be a whole number of at least 1, not {limit!r:.80}")
+    for name, value in {"cursor": cursor, "search": search, "namespace": namespace, "topic": topic}.items():
+        if not isinstance(value, str) and (value is not None or name in ("cursor", "search")):
+            raise TypeError(f"{name} is of type {type(value).__name__}, not str")
     with span("browse"):
         page, over = await asyncio.gather(
             get_store().browse(cursor=cursor, limit=limit, namespace=namespace, topic=topic, search=search),
@@ -283,6 +288,8 @@ async def _put(write: Set) -> None:
 def _run(write: Callable[[], Coroutine[Any, Any, object]], on_commit: bool | str) -> None:
     if on_commit is False:
         wait(write)
+    elif on_commit is not True and not isinstance(on_commit, str):
+        raise TypeError(f"on_commit must be True, False or the alias of a database, not {on_commit!r:.80}")
     else:
         using = on_commit if isinstance(on_commit, str) else None
         transaction.on_commit(lambda: wait(write), using=using, robust=True)
@@ -291,7 +298,9 @@ def _run(write: Callable[[], Coroutine[Any, Any, object]], on_commit: bool | str
 def _names(topics: Iterable[str]) -> builtins.list[str]:
     if isinstance(topics, str):
         raise TypeError(f"topics are several, give them as a list: [{topics!r}]")
-    return [*dict.fromkeys(topics)]
+    if not isinstance(topics, Iterable):
+        raise TypeError(f"topics must be a list of topics, not {topics!r:.80}")
+    return [*dict.fromkeys(Topic("", name).require().name for name in topics)]
 
 
 def _no_client(topic: Topic, key: str) -> str:

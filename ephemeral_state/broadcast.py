@@ -44,7 +44,10 @@ def find_layer(alias: str) -> BaseChannelLayer:
             f'CHANNEL_LAYERS = {{"{alias}": {{"BACKEND": "channels.layers.InMemoryChannelLayer"}}}}'
         )
     if "groups" not in getattr(layer, "extensions", ()):
-        raise NotConfigured(f"the channel layer {alias!r} ({type(layer).__name__}) has no groups")
+        raise NotConfigured(
+            f"the channel layer {alias!r} ({type(layer).__name__}) has no groups: use one that has, such as "
+            "channels_redis.pubsub.RedisPubSubChannelLayer"
+        )
     return layer
 
 

@@ -97,7 +97,7 @@ class Connection:
         if others is None:
             (others,) = await self._node.store.counts([topic])
         if others >= max_entries:
-            raise TooManyEntries(f"the topic has {others} entries, the limit is {max_entries}")
+            raise TooManyEntries(f"the topic has {others} entries, the limit is {max_entries} (MAX_ENTRIES_PER_TOPIC)")
 
     async def list(self, topic: Topic, most_bytes: int | None = None) -> Sequence[Entry]:
         """Live entries, sorted by key. Raises `StoreUnavailable`, or `TopicTooLarge` if it would be more than
@@ -163,7 +163,11 @@ async def _drop(node: Node, client_id: str, abnormal: bool) -> None:
     try:
         await node.finish(Drop(client_id, abnormal, node.id))
     except Exception:
-        log.exception("clearing_failed", "clearing the state of %(client)s failed", client=client_id)
+        log.exception(
+            "clearing_failed",
+            "clearing the state of %(client)s failed, what it owns stays until its lifetime ends",
+            client=client_id,
+        )
 
 
 def _cancelling() -> bool:

@@ -65,11 +65,13 @@ _LONGEST_ABOUT: Final = 255  # characters of a user's name or id that the admin 
 
 # Of the process: all its connections meet it, and one line is enough.
 _no_users: Final = log.Trouble(
-    "users_trouble", "users cannot be looked up again: %(error)s", "users are looked up again"
+    "users_trouble",
+    "users cannot be looked up again, which is tried every RECHECK_INTERVAL: %(error)s",
+    "users are looked up again",
 )
 _no_answer: Final = log.Trouble(
     "recheck_trouble",
-    "the policy fails when asked again: %(error)s",
+    "the policy fails when asked again, which is a no after a revocation and otherwise changes nothing: %(error)s",
     "the policy answers again when asked again",
     traceback=True,
 )
@@ -143,7 +145,8 @@ class _Base(AsyncConsumer):
             if message["type"] == "websocket.disconnect":
                 log.warning(
                     "set_after_end",
-                    "%(consumer)s's disconnect() was left at a set: the connection has ended",
+                    "%(consumer)s's disconnect() was left at a set, since the connection has ended: set nothing there, "
+                    "or do it by api.set",
                     consumer=type(self).__name__,
                 )
                 raise StopConsumer from None  # as the handler would have done, or else the consumer waits for ever
@@ -159,7 +162,10 @@ class _Base(AsyncConsumer):
 
     def _ephemeral_lifecycle(self) -> Lifecycle:
         if self._ephemeral is None:
-            raise NotConfigured(f"{type(self).__name__} is not serving a WebSocket")
+            raise NotConfigured(
+                f"{type(self).__name__} is not serving a WebSocket: ephemeral_… methods work from its connect() to its "
+                "disconnect(), and elsewhere there is ephemeral_state.api"
+            )
         return self._ephemeral
 
     def _ephemeral_connection(self) -> Connection:
@@ -501,7 +507,10 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
     async def _follow(self, connection: Connection, topic: Topic, command: Command) -> None:
         most = get_settings().max_topics_per_client
         if topic not in self._followed and len(self._followed) >= most:
-            raise TooManyTopics(f"{len(self._followed)} topics are followed, the limit is {most}")
+            raise TooManyTopics(
+                f"{len(self._followed)} topics are followed, the limit is {most} (MAX_TOPICS_PER_CLIENT): "
+                "unsubscribe from one"
+            )
         self._gate.charge(await connection.subscribe(topic, command.ref, self._ephemeral_flow(command.flow)))
         self._followed.add(topic)
 

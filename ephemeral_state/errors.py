@@ -100,7 +100,7 @@ class RateLimited(EphemeralStateError):
     code = "rate_limited"
 
     def __init__(self, retry_after_ms: int) -> None:
-        super().__init__("too many frames, slow down")
+        super().__init__(f"too many frames (MAX_FRAMES_PER_SECOND): wait {retry_after_ms} ms")
         self.retry_after_ms = retry_after_ms
 
 

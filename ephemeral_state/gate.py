@@ -137,8 +137,9 @@ class Gate:
         lifecycle.forget_received()
         log.info(
             "client_too_fast",
-            "client %(client)s does not slow down, ended its connection with %(code)s",
+            "client %(client)s goes on after %(refusals)s refused commands, ended its connection with %(code)s",
             client=lifecycle.client_id or "",  # it may be so fast that it has none yet
+            refusals=TOO_MANY_REFUSALS,
             code=REFUSED_TOO_OFTEN,
         )
         with suppress(Exception):

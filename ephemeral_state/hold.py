@@ -43,7 +43,9 @@ class Held:
 
     def _require(self) -> Connection:
         if self._connection is None or self._pid != os.getpid():
-            raise ConnectionGone("nothing is held here: the block has ended, or another process began it")
+            raise ConnectionGone(
+                f"{self.key!r} is not held here: the block of api.hold has ended, or another process began it"
+            )
         return self._connection
 
     def __enter__(self) -> Held:

@@ -781,7 +781,11 @@ class _Lane:
 
 
 def _not_handled() -> None:
-    log.exception("message_bug", "a message was not handled, the beacon will read what it said from the store")
+    log.exception(
+        "message_bug",
+        "a message was not handled, the beacon will read what it said from the store: please report it, with this "
+        "traceback",
+    )
 
 
 def _now() -> float:

@@ -51,7 +51,7 @@ class Journal:
         self._saying: asyncio.Task[None] | None = None
         self._slow = log.Trouble(
             "signals_trouble",
-            "the receivers of signals are too slow, changes are not told to them",
+            f"the receivers of signals are too slow: {_UNSAID} changes wait for them, and more are not told to them",
             "the receivers of signals have caught up, all changes are told to them",
         )
 

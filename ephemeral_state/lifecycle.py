@@ -99,7 +99,10 @@ class Lifecycle:
         if self._connection is None:
             client_id = self._client_id()
             if client_id is None:
-                raise NotConfigured("the consumer has no channel name: its channel layer is not in CHANNEL_LAYERS")
+                raise NotConfigured(
+                    "the consumer has no channel name: add its channel_layer_alias, 'default' if it names none, to "
+                    "CHANNEL_LAYERS"
+                )
             delivery: Delivery | None = self._dispatched
             if delivery is None:
                 ask = self._ask_whether_read if self._ping_interval and self._must_answer else None

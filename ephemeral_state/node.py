@@ -165,7 +165,11 @@ class Node:
         self._in_a_row = 0
         self._owed: dict[tuple[object, ...], Clear | Drop] = {}  # by what a later set makes superfluous
         self._paying: asyncio.Task[None] | None = None
-        self._store_trouble = log.Trouble("store_trouble", "the store fails: %(error)s", "the store works again")
+        self._store_trouble = log.Trouble(
+            "store_trouble",
+            "the store fails, sets are refused and clears wait for it: %(error)s",
+            "the store works again",
+        )
         self.sockets = 0  # members that end with the process
         self._signals = Signals(self._process_ends)
         self.journal = Journal(store, self.id)
@@ -226,7 +230,8 @@ class Node:
             if late:
                 log.warning(
                     "node_ends_late",
-                    "what %(connections)s connections own was not cleared within %(seconds)s s of the end",
+                    "what %(connections)s connections own was not cleared within %(seconds)s s of the end "
+                    "(SHUTDOWN_TIMEOUT); others do it when the lease is over",
                     node=self.id,
                     connections=len(late),
                     seconds=self.settings.shutdown_timeout,
@@ -570,7 +575,9 @@ def wait_in(loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, 
         if future.done():
             raise
         future.cancel()
-        raise StoreUnavailable(f"no answer within {_ANSWER_TIMEOUT} s") from None
+        raise StoreUnavailable(
+            f"no answer within {_ANSWER_TIMEOUT:g} s: the event loop that was asked is blocked, or has ended"
+        ) from None
     except BaseException:  # a signal, such as Ctrl-C or a time limit: nobody takes the answer any more
         future.cancel()
         raise

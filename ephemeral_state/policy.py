@@ -197,7 +197,8 @@ async def require(decide: Callable[..., Decision], scope: Scope, *what: str) -> 
         allowed = await allows(decide, scope, *what)
     except Exception:
         # A client may have found a name that the policy stumbles over. It shall not find a way in, or out.
-        log.exception("policy_failed", "the policy failed, so the answer is no")
+        question = getattr(decide, "__qualname__", repr(decide))
+        log.exception("policy_failed", "the policy failed in %(question)s, so the answer is no", question=question)
         allowed = False
         # It may have been a database connection that has died; an async policy has none closed before it is asked.
         await aclose_old_connections()

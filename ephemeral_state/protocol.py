@@ -404,7 +404,9 @@ def flow(batch: bool = False, max_rate: object = None) -> Flow:
     if max_rate is None:
         return Flow(batch)
     if isinstance(max_rate, bool) or not isinstance(max_rate, int | float) or not 0 < max_rate <= _MAX_RATE:
-        raise ValueError(f"max_rate must be a number of frames a second above 0 and up to {_MAX_RATE}")
+        raise ValueError(
+            f"max_rate must be a number of frames a second above 0 and up to {_MAX_RATE}, not {max_rate!r:.80}"
+        )
     return Flow(batch, float(max_rate))
 
 
@@ -459,7 +461,7 @@ def require_size(data: str | bytes, max_frame_bytes: int) -> None:
     """Raises `InvalidFrame` for a frame that is too large to be read."""
     size = len(data if not isinstance(data, str) or data.isascii() else data.encode(errors="surrogatepass"))
     if size > max_frame_bytes:
-        raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes}")
+        raise InvalidFrame(f"frame of {size} bytes exceeds the limit of {max_frame_bytes} (MAX_FRAME_BYTES)")
 
 
 def peek_ref(text: str) -> Ref:
@@ -511,7 +513,7 @@ def _name(frame: Mapping[str, Any], field: str, max_name_bytes: int) -> str:
     except UnicodeEncodeError as error:
         raise NameInvalid(f"{field} has a lone surrogate at position {error.start}") from None
     if size > max_name_bytes:
-        raise NameInvalid(f"{field} of {size} bytes exceeds the limit of {max_name_bytes}")
+        raise NameInvalid(f"{field} of {size} bytes exceeds the limit of {max_name_bytes} (MAX_NAME_BYTES)")
     return name
 
 

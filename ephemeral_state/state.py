@@ -69,7 +69,7 @@ class Topic(NamedTuple):
 
     def require(self) -> Topic:
         """Itself, if it may be used. Raises `NameRequired` or `NameInvalid`."""
-        if not self.name:
+        if self.name == "":
             raise NameRequired("topic is empty")
         _require_utf8("namespace", self.namespace)
         _require_utf8("topic", self.name)
@@ -344,13 +344,14 @@ class Limits:
             return
         if not _are_plain(*write.topic, write.client, write.key):
             write.topic.require()
-            if not write.key:
+            if write.key == "":
                 raise NameRequired("key is empty")
             _require_utf8("client", write.client)
             _require_utf8("key", write.key)
         if isinstance(write, Set | Restore) and len(write.payload) > self.max_payload_bytes:
             raise PayloadTooLarge(
-                f"payload of {len(write.payload)} bytes exceeds the limit of {self.max_payload_bytes}"
+                f"payload of {len(write.payload)} bytes exceeds the limit of {self.max_payload_bytes} "
+                "(MAX_PAYLOAD_BYTES)"
             )
 
     def lifetime_ms(self, ttl_ms: int | None) -> int | None:

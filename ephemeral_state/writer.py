@@ -52,7 +52,11 @@ class Writer:
         self._store = store
         self._layer = layer
         self._store_trouble = trouble
-        self._layer_trouble = log.Trouble("publishing_trouble", "publishing fails: %(error)s", "publishing works again")
+        self._layer_trouble = log.Trouble(
+            "publishing_trouble",
+            "the channel layer takes no messages, changes are seen some seconds late: %(error)s",
+            "the channel layer takes messages again",
+        )
         self._tally = tally()
         self._carried_out = carried_out
         self._told = told
@@ -232,8 +236,8 @@ class Writer:
             self._carried_out(writes, [Outcome((), error)] * len(writes))
             raise
         except Exception as error:
-            log.exception("store_bug", "the store failed in a way it should not")
-            raise StoreUnavailable("the store failed") from error
+            log.exception("store_bug", "the store failed in a way it should not: please report it, with this traceback")
+            raise StoreUnavailable("the store failed in a way it should not: the log of the server has more") from error
         self._store_trouble.over()
         self._tally["batches"] += 1
         self._tally["writes"] += len(writes)

@@ -673,3 +673,35 @@ async def test_the_journal_knows_who_is_here_and_what_has_happened():
     (last, *_) = (await store.history()).transitions
     assert (last.key, last.client, last.reason) == ("other", "ann", "disconnect")
     assert (await store.history(Topic("", "t"), "k")).transitions == []
+
+
+# Bad input
+
+
+BAD_INPUT = {
+    "no topic": (lambda: api.alist(None), NameInvalid, "topic is of type NoneType, not str"),
+    "no key": (lambda: api.aset("t", None), NameInvalid, "key is of type NoneType, not str"),
+    "a client that is no name": (lambda: api.adisconnect(7), NameInvalid, "client is of type int, not str: give the"),
+    "topics that are none": (lambda: api.acount(5), TypeError, "topics must be a list of topics, not 5"),
+    "topics in a topic": (lambda: api.alist_many([[]]), NameInvalid, "topic is of type list, not str"),
+    "a cursor that is no text": (lambda: api.abrowse(cursor=5), TypeError, "cursor is of type int, not str"),
+    "a cursor of somebody else": (lambda: api.abrowse(cursor="x"), ValueError, "begin again without one"),
+    "a search for nothing": (lambda: api.abrowse(search=None), TypeError, "search is of type NoneType, not str"),
+    "a namespace that is no text": (lambda: api.abrowse(namespace=5), TypeError, "namespace is of type int, not str"),
+    "a limit that is no number": (lambda: api.abrowse(limit=True), ValueError, "limit must be a whole number"),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "text"), BAD_INPUT.values(), ids=BAD_INPUT)
+async def test_bad_input_is_refused_with_what_is_wrong(call, error, text):
+    with pytest.raises(error, match=text):
+        await call()
+
+
+@pytest.mark.parametrize("value", [None, 5, []])
+def test_on_commit_is_yes_or_no_or_a_database(value):
+    with pytest.raises(TypeError, match="on_commit must be True, False or the alias of a database, not"):
+        api.set("t", "k", on_commit=value)
+    with pytest.raises(TypeError, match="on_commit must be"):
+        api.clear("t", "k", on_commit=value)
+    assert api.list("t") == []

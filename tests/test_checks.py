@@ -262,7 +262,7 @@ def test_whether_the_store_answers_is_only_asked_with_the_databases(settings):
     assert run_checks() == []
     (message,) = checks.check_store_answers(None, databases=["default"])
     assert (message.id, message.level) == ("ephemeral_state.W004", Caution("").level)
-    assert "nothing listens there" in message.msg
+    assert "nothing listens at the address in EPHEMERAL_STATE['OPTIONS']" in message.msg
 
 
 @pytest.mark.redis

@@ -622,7 +622,7 @@ async def test_a_huge_frame_counts_as_many(limited: Any, topic: str) -> None:
         await client.frame()
         *too_large, too_many = [await client.frame() for _ in range(3)]
         assert [frame["code"] for frame in (*too_large, too_many)] == ["bad_frame", "bad_frame", "rate_limited"]
-        assert too_large[0]["message"] == "frame of 5000 bytes exceeds the limit of 1000"
+        assert too_large[0]["message"] == "frame of 5000 bytes exceeds the limit of 1000 (MAX_FRAME_BYTES)"
         assert too_many["retry_after_ms"] >= 1000
 
 

@@ -742,7 +742,7 @@ async def test_a_layer_that_hangs_fails_who_joins_within_two_seconds_and_lets_in
                 *(hub.follow(Topic("", f"{n}"), Client().delivery) for n in range(5)), return_exceptions=True
             )
             assert time.monotonic() - began < 4
-            assert [str(result) for result in results] == ["the channel layer does not answer"] * 5
+            assert {str(result) for result in results} == {"the channel layer does not answer"}
         finally:
             server.cont()
         client = Client()
@@ -768,7 +768,7 @@ async def test_a_layer_that_hangs_over_its_first_channel_cancels_nobody():
             results = await asyncio.gather(*(come(n * 0.5) for n in range(9)), return_exceptions=True)
         finally:
             server.cont()
-        assert [str(result) for result in results] == ["the channel layer does not answer"] * 9
+        assert {str(result) for result in results} == {"the channel layer does not answer"}
         client = Client()
         await hub.follow(TOPIC, client.delivery)
         assert len(client.frames) == 1

@@ -135,7 +135,10 @@ async def test_an_end_that_comes_too_late_is_told(said: Said, settings: Any):
     node = current()
     connection("owner", node)
     await node.drain()
-    assert said("node_ends_late") == ["what 1 connections own was not cleared within 0.05 s of the end"]
+    assert said("node_ends_late") == [
+        "what 1 connections own was not cleared within 0.05 s of the end (SHUTDOWN_TIMEOUT); others do it when the "
+        "lease is over"
+    ]
     assert isinstance(node.store, Held)
     node.store.may.set()
     await until(lambda: node.idle)
@@ -178,7 +181,7 @@ async def test_a_store_with_bugs_is_told_of_with_what_it_raised(
     assert said("sweep_failed") == ["sweeping failed, trying again in 0.05 s"]
     assert caplog.text.count("Traceback") == 2
     await owner.end(abnormal=False)
-    assert said("clearing_failed") == ["clearing the state of owner failed"]
+    assert said("clearing_failed") == ["clearing the state of owner failed, what it owns stays until its lifetime ends"]
 
 
 async def test_receivers_that_are_too_slow_are_told_of(said: Said, monkeypatch: pytest.MonkeyPatch):
@@ -207,7 +210,9 @@ async def test_receivers_that_are_too_slow_are_told_of(said: Said, monkeypatch: 
             await until(lambda: owner._node.idle)
     finally:
         entry_set.disconnect(slow)
-    assert said("signals_trouble") == ["the receivers of signals are too slow, changes are not told to them"]
+    assert said("signals_trouble") == [
+        "the receivers of signals are too slow: 5 changes wait for them, and more are not told to them"
+    ]
     assert said("signals_trouble_over") == ["the receivers of signals have caught up, all changes are told to them"]
     assert heard == ["first", "0", "1", "2", "3", "4", "last"]
 
@@ -277,7 +282,10 @@ async def test_a_message_that_cannot_be_handled_is_told_of_and_made_good(said: S
     await rig.hub.follow(TOPIC, follower.delivery)
     await rig.write(Set("c", TOPIC, "k"))
     await until(lambda: said("message_bug"))
-    assert said("message_bug") == ["a message was not handled, the beacon will read what it said from the store"]
+    assert said("message_bug") == [
+        "a message was not handled, the beacon will read what it said from the store: please report it, with this "
+        "traceback"
+    ]
     assert "ZeroDivisionError" in caplog.text
     await rig.write(Set("c", TOPIC, "other"))
     await until(lambda: "other" in follower.view)
@@ -352,7 +360,10 @@ class LastWords(EphemeralStateMixin, AsyncWebsocketConsumer):
 async def test_a_set_in_disconnect_is_told_of(said: Said):
     async with Client(LastWords.as_asgi()):
         pass
-    assert said("set_after_end") == ["LastWords's disconnect() was left at a set: the connection has ended"]
+    assert said("set_after_end") == [
+        "LastWords's disconnect() was left at a set, since the connection has ended: set nothing there, or do it by "
+        "api.set"
+    ]
 
 
 @pytest.mark.usefixtures("threaded_db")

@@ -229,12 +229,15 @@ class MemoryStore(Store):
             owned = len(self._clients.get(write.client, ()))
             if owned >= self.limits.max_keys_per_client:
                 raise TooManyKeys(
-                    f"client {write.client} owns {owned} keys, the limit is {self.limits.max_keys_per_client}"
+                    f"client {write.client} owns {owned} keys, the limit is {self.limits.max_keys_per_client} "
+                    "(MAX_KEYS_PER_CLIENT)"
                 )
         grown = len(write.key.encode()) + len(write.payload) - (record.size if record is not None else 0)
         size = grown + (state.size if state is not None else 0)
         if grown > 0 and size > self.limits.max_topic_bytes:
-            raise TopicTooLarge(f"the topic would have {size} bytes, the limit is {self.limits.max_topic_bytes}")
+            raise TopicTooLarge(
+                f"the topic would have {size} bytes, the limit is {self.limits.max_topic_bytes} (MAX_TOPIC_BYTES)"
+            )
         if state is None:
             state = self._topics[write.topic] = _Topic(write.topic, self._next_epoch())
         state.size = size
@@ -392,5 +395,5 @@ def _decode_cursor(cursor: str) -> tuple[Topic, str]:
         if not all(isinstance(part, str) for part in (namespace, name, key)):
             raise TypeError("not text")
     except (ValueError, TypeError, RecursionError):
-        raise ValueError(f"cursor {cursor[:80]!r} is none of this store's") from None
+        raise ValueError(f"cursor {cursor[:80]!r} is none of this store's: begin again without one") from None
     return Topic(namespace, name), key

@@ -41,7 +41,7 @@ from ..state import (
 )
 from . import redis_wire as wire
 from .base import KEPT_TRANSITIONS, MINUTES, History, NodeStatus, Owner, Report, Store
-from .redis_client import Connection, Script, is_of_wrong_server, reaching, read_hosts, require_redis_py
+from .redis_client import OPTIONS, Connection, Script, is_of_wrong_server, reaching, read_hosts, require_redis_py
 
 __all__ = ["RedisStore"]
 
@@ -100,11 +100,11 @@ class RedisStore(Store):
         self._hosts = read_hosts(url, hosts)
         if isinstance(partitions, bool) or not isinstance(partitions, int) or partitions < len(self._hosts):
             least = f"a whole number of at least that of the hosts, {len(self._hosts)}"
-            raise NotConfigured(f"partitions must be {least}, not {partitions!r}")
+            raise NotConfigured(f"{OPTIONS}['partitions'] must be {least}, not {partitions!r}")
         if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
-            raise NotConfigured(f"prefix must be text without braces, not {prefix!r:.80}")
+            raise NotConfigured(f"{OPTIONS}['prefix'] must be text without braces, not {prefix!r:.80}")
         if not 0 < timeout < math.inf:
-            raise NotConfigured(f"timeout must be a number of seconds above 0, not {timeout!r}")
+            raise NotConfigured(f"{OPTIONS}['timeout'] must be a number of seconds above 0, not {timeout!r}")
         self._prefix = prefix
         self._roots = [f"{{{prefix}:{_LAYOUT}:{number}}}".encode() for number in range(partitions)]
         self._timeout = timeout

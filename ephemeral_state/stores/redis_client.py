@@ -22,9 +22,13 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 
 from .. import log
+from ..conf import SETTING
 from ..errors import NotConfigured, StoreUnavailable
 
-__all__ = ["Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts", "require_redis_py"]
+__all__ = ["OPTIONS", "Connection", "Script", "is_of_wrong_server", "reaching", "read_hosts", "require_redis_py"]
+
+OPTIONS = f"{SETTING}['OPTIONS']"
+"""Where a project has written what the texts of errors name."""
 
 Host = Mapping[str, Any]
 _MIN_VERSION = (6, 2)
@@ -286,7 +290,7 @@ class Connection:
         if not self._is_cluster:
             return await self._anew(self._clients[place])
         if len(self._roots) == 1:
-            raise NotConfigured("this Redis is a cluster: partitions must be more than 1, for example 64")
+            raise NotConfigured(f"this Redis is a cluster: {OPTIONS}['partitions'] must be more than 1, for example 64")
         if number not in self._routes:
             await self._find_routes()
         if number not in self._routes:
@@ -351,9 +355,9 @@ def require_redis_py() -> None:
 def read_hosts(url: str | None, hosts: Sequence[Any] | None) -> list[Host]:
     """Arguments of redis-py's connection pools, one dict per host."""
     if url is not None and hosts is not None:
-        raise NotConfigured("url and hosts are both given")
+        raise NotConfigured(f"{OPTIONS} has both 'url' and 'hosts': give one of them")
     if isinstance(hosts, str | bytes | Mapping) or not isinstance(hosts, Sequence | None):
-        raise NotConfigured("hosts must be a list, even of one host")
+        raise NotConfigured(f"{OPTIONS}['hosts'] must be a list, even of one host, not {type(hosts).__name__}")
     return [_read_host(host) for host in ([url] if url is not None else hosts or ["redis://localhost:6379"])]
 
 
@@ -366,16 +370,18 @@ def _read_host(host: Any) -> Host:
     elif isinstance(host, str):
         options = {"address": host}
     else:
-        raise NotConfigured("a host must be a URL, a (host, port) pair or a dict")
+        raise NotConfigured(
+            f"a host in {OPTIONS} must be a URL, a (host, port) pair or a dict, not {type(host).__name__}"
+        )
     if "address" in options:
         try:
             # Servers that call themselves Valkey have schemes of their own for the same thing.
             options |= parse_url(re.sub("^valkey(s?)://", r"redis\1://", options.pop("address")))
         except (ValueError, TypeError, AttributeError) as error:
-            text = f"the URL of a host cannot be read: {error}; for Sentinel give hosts with master_name and sentinels"
-            raise NotConfigured(text) from None
+            text = f"the URL of a host in {OPTIONS} cannot be read: {error}; for Sentinel give hosts with master_name "
+            raise NotConfigured(text + "and sentinels") from None
     if "master_name" in options and not options.get("sentinels"):
-        raise NotConfigured("a host with master_name needs sentinels, a list of (host, port)")
+        raise NotConfigured(f"a host with master_name in {OPTIONS} needs sentinels, a list of (host, port)")
     # Replies are bytes that are no text. And no retries: each call has one time limit, and a write that may have
     # been carried out must not be sent twice behind the caller's back.
     return _DEFAULTS | options | {"decode_responses": False, "retry": Retry(NoBackoff(), 0)}
@@ -393,7 +399,7 @@ def _client(host: Host) -> Redis:
             sentinel = Sentinel(options.pop("sentinels"), sentinel_kwargs=sentinel_options)  # type: ignore[no-untyped-call]
             pool = SentinelConnectionPool(name, sentinel, **options)  # type: ignore[no-untyped-call]
     except TypeError as error:
-        raise NotConfigured(f"redis-py does not take these options of a host: {error}") from None
+        raise NotConfigured(f"redis-py does not take these options of a host in {OPTIONS}: {error}") from None
     return Redis.from_pool(pool)
 
 
@@ -439,7 +445,7 @@ async def _server_info(client: Redis) -> Mapping[str, Any]:
     try:
         return dict(await client.info("server"))
     except exceptions.InvalidResponse as error:
-        raise NotConfigured("what answers at the configured address is not Redis") from error
+        raise NotConfigured(f"what answers at the address in {OPTIONS} is not Redis") from error
     except exceptions.ResponseError as error:
         if _missing_right(error) is None:
             raise
@@ -496,14 +502,16 @@ def _advice(info: Mapping[str, Any]) -> list[str]:
 def _reason(error: BaseException) -> str:
     """Says what happened without addresses, since clients may see it. Those are in the cause."""
     causes = _chain(error)
-    if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
+    if isinstance(error, exceptions.NoPermissionError):
+        return f"the user of Redis lacks a right: {error}"
+    if isinstance(error, exceptions.AuthenticationError):
         return f"Redis refused the credentials: {error}"
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-        return "Redis refused the connection: nothing listens there"
+        return f"Redis refused the connection: nothing listens at the address in {OPTIONS}"
     if isinstance(error, exceptions.BusyLoadingError):
         return "Redis is loading its data (LOADING)"
     if isinstance(error, exceptions.InvalidResponse):
-        return "what answers at the configured address is not Redis"
+        return f"what answers at the address in {OPTIONS} is not Redis"
     if isinstance(error, exceptions.ConnectionError | OSError):
         return f"the connection to Redis failed: {type(causes[-1]).__name__}"
     # redis-py takes the code off the text of these.

@@ -172,7 +172,7 @@ def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[
             (owned,) = _NUMBER.unpack_from(data, at)
             at += 8
             limit = limits.max_keys_per_client
-            message = f"client {write.client} owns {owned:.0f} keys, the limit is {limit}"
+            message = f"client {write.client} owns {owned:.0f} keys, the limit is {limit} (MAX_KEYS_PER_CLIENT)"
             outcomes.append(Outcome((), TooManyKeys(message)))
         elif status == 3:
             text, at = _sized(data, at)
@@ -184,7 +184,7 @@ def read_outcomes(data: bytes, writes: Sequence[Write], limits: Limits) -> list[
         elif status == 5:
             (size,) = _NUMBER.unpack_from(data, at)
             at += 8
-            message = f"the topic would have {size:.0f} bytes, the limit is {limits.max_topic_bytes}"
+            message = f"the topic would have {size:.0f} bytes, the limit is {limits.max_topic_bytes} (MAX_TOPIC_BYTES)"
             outcomes.append(Outcome((), TopicTooLarge(message)))
         elif status == 6:
             outcomes.append(Outcome(taken=True))
@@ -381,7 +381,7 @@ def read_cursor(cursor: str, partitions: int) -> tuple[int, bytes]:
             return int(mark[1:]), entry
     except ValueError:
         pass
-    raise ValueError(f"cursor {cursor[:80]!r} is none of this store's")
+    raise ValueError(f"cursor {cursor[:80]!r} is none of this store's: begin again without one")
 
 
 def encoded(name: str) -> bytes:

@@ -34,7 +34,7 @@ from tests.faults.asgi import application
 SAID = {
     "node_began": r"node \w{16} is process \d+ of \S+",
     "node_dead": r"node \w{16} is dead, cleared 6 of its entries",
-    "store_trouble": r"the store fails: .*",
+    "store_trouble": r"the store fails, sets are refused and clears wait for it: .*",
     "store_trouble_over": r"the store works again",
     "lease_lost": r"the lease was lost, writing back what this process owns",
     "written_back": r"wrote back 5 entries, 5 of which the store lacked",

@@ -189,7 +189,7 @@ class RefusalContract:
         topics = [Topic(f"n{number % 3}", f"t{number % 7}") for number in range(300)]
         outcomes = await world.apply(*(Set("ann", topic, f"k{n}") for n, topic in enumerate(topics)))
         assert [n for n, outcome in enumerate(outcomes) if outcome.error is None] == list(range(256))
-        assert str(outcomes[-1].error) == "client ann owns 256 keys, the limit is 256"
+        assert str(outcomes[-1].error) == "client ann owns 256 keys, the limit is 256 (MAX_KEYS_PER_CLIENT)"
         assert await world.store.count() == 256
         await world.set("ann", "k0", b"again", topic=topics[0])
         await world.set("bob", "k0", b"taken", topic=topics[0])

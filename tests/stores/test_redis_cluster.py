@@ -66,7 +66,7 @@ async def test_the_cap_is_exact_although_no_script_sees_all_partitions(cluster):
 @runs
 async def test_a_cluster_with_one_partition_is_a_fault_of_the_settings(cluster):
     world = World(RedisStore(Limits(), url=cluster.urls[0]), None)
-    with pytest.raises(NotConfigured, match="partitions must be more than 1"):
+    with pytest.raises(NotConfigured, match=r"\['partitions'\] must be more than 1"):
         await world.entries()
 
 

@@ -106,8 +106,8 @@ async def test_a_server_that_is_not_redis_is_named_so(answer):
     [
         (b"redis_version:6.0.16\r\nredis_mode:standalone\r\n", "6.0.16 is too old"),
         (b"redis_version:7.0.0\r\nredis_mode:sentinel\r\n", "Sentinel"),
-        (b"redis_version:7.0.0\r\nredis_mode:cluster\r\n", "partitions must be more than 1"),
-        (b"redis_version:7.2.4\r\nserver_mode:cluster\r\nvalkey_version:8.0.0\r\n", "partitions must be more than 1"),
+        (b"redis_version:7.0.0\r\nredis_mode:cluster\r\n", "must be more than 1"),
+        (b"redis_version:7.2.4\r\nserver_mode:cluster\r\nvalkey_version:8.0.0\r\n", "must be more than 1"),
     ],
 )
 @runs
