@@ -211,7 +211,7 @@ def _transition(each: Transition, before: str, names: Mapping[str, str], *, shar
             "what": "set" if each.reason is None else each.reason,
             "taken_from": printable(before, NAME_LENGTH) if each.reason is None and before != each.client else "",
             "former": {"owner": printable(before, NAME_LENGTH), **owner_parts(before)},
-        "ago": ago(each.age_ms / 1000),
+            "ago": ago(each.age_ms / 1000),
             "process": names.get(each.node, each.node) if shared else _this_process(),
             "url": short("entry/?" + _query(identity)),
         }

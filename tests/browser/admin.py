@@ -60,6 +60,7 @@ async def logged_in(browser: Browser, demo: DemoProcess, url: str, *, viewer: bo
     await page.fill("#id_password", "look only" if viewer else demo.printed("Password"))
     await page.click("[type=submit]")
     await expect(page.locator("#content")).to_be_visible()
+    await page.wait_for_load_state("load")
     # From here on a reload would lose this.
     await page.evaluate("window.untouched = true")
     yield page

@@ -114,6 +114,7 @@ async def shown(browser: Browser, demo: DemoProcess, owner: Owner, which: str, w
         if which == "confirm":
             await page.click("text=Disconnect the owner")
             await expect(page.locator(".ephemeral-selection")).to_contain_text("katherine")
+        await page.wait_for_load_state("load")  # with its styles: after a click there is text before there are those
         yield page
 
 
