@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .protocol import Event
 from .state import Change, Clear, Drop, Keep, Restore, Revision, Set, Topic, Write
 
 __all__ = ["Belongings"]
+
+
+_SETTLE: Final = 2000.0  # ms, several heartbeats
 
 
 class Belongings:
@@ -21,6 +24,9 @@ class Belongings:
     def __init__(self) -> None:
         self._things: dict[tuple[Topic, str], _Thing] = {}
         self._places: dict[str, set[tuple[Topic, str]]] = {}
+        # Taken over by another client, since when. A former owner's value that is written back looks the same to a node
+        # that has not noticed yet that the store has gone back.
+        self._contested: dict[tuple[Topic, str], float] = {}
         self._due: dict[int, set[tuple[Topic, str]]] = {}  # by the second of a deadline; it may have been moved since
 
     def __len__(self) -> int:
@@ -35,6 +41,7 @@ class Belongings:
             if known is not None and (not write.node or known.write.client != write.client):
                 self._forget(place)
                 known = None
+            self._contested.pop(place, None)
             if write.node:
                 deadline = None if change.expires_in_ms is None else now + change.expires_in_ms
                 self._things[place] = _Thing(write, deadline, Revision(change.epoch, change.revision))
@@ -54,18 +61,26 @@ class Belongings:
             for place in list(self._places.get(write.client, ())):
                 self._forget(place)
 
-    def heard(self, topic: Topic, events: Sequence[Event]) -> None:
-        """Events of a followed topic. A clear with reason `disconnect` takes nothing away: only the end of the
-        connection does, and that is a `Drop` of our own."""
+    def heard(self, topic: Topic, events: Sequence[Event], now: float) -> None:
+        """Events that the stream has brought of a followed topic. A clear with reason `disconnect` takes nothing away:
+        only the end of the connection does, and that is a `Drop` of our own. Nor does the clear of another client's
+        value: it tells nothing about ours."""
         for event in events:
-            thing = self._things.get((topic, event.key))
+            place = (topic, event.key)
+            thing = self._things.get(place)
             if thing is None or event.revision <= thing.stamp:
                 continue
-            if event.client_id != thing.write.client or event.reason in ("explicit", "expired"):
-                self._forget((topic, event.key))
+            if event.client_id != thing.write.client:
+                if event.reason is None:
+                    self._contested.setdefault(place, now)
+            elif event.reason in ("explicit", "expired"):
+                self._forget(place)
 
     def expire(self, now: float) -> None:
-        """Let go of what has run out, at most a second ago: nobody tells of a topic that is not followed here."""
+        """Let go of what has run out, at most a second ago: nobody tells of a topic that is not followed here. And of
+        what another client has taken over, unless the store turns out to have gone back at that time."""
+        for place in [place for place, at in self._contested.items() if now - at >= _SETTLE]:
+            self._forget(place)
         for second in [second for second in self._due if second < now // 1000]:
             for place in self._due.pop(second):
                 thing = self._things.get(place)
@@ -73,7 +88,8 @@ class Belongings:
                     self._forget(place)
 
     def restores(self, now: float) -> list[Restore]:
-        """The writes that bring everything back."""
+        """The writes that bring everything back; the store decides about what others may have taken over."""
+        self._contested.clear()
         return [
             Restore(
                 thing.write.client,
@@ -105,6 +121,7 @@ class Belongings:
         return (place for place in self._places.get(client, ()) if self._things[place].is_live(now))
 
     def _forget(self, place: tuple[Topic, str]) -> None:
+        self._contested.pop(place, None)
         thing = self._things.pop(place, None)
         if thing is not None:
             places = self._places[thing.write.client]

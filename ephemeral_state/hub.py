@@ -62,11 +62,11 @@ class Hub:
         layer: BaseChannelLayer,
         beacon_interval: float,
         *,
-        heard: Callable[[Topic, Sequence[Event]], None] | None = None,
+        heard: Callable[[Topic, Sequence[Event], bool], None] | None = None,
         went_back: Callable[[Collection[Topic]], None] | None = None,
     ) -> None:
-        """`heard` is called with what subscribers hear; `went_back` with topics of which the store may have
-        lost something."""
+        """`heard` is called with what subscribers hear, and whether the stream brought it; `went_back` with topics of
+        which the store may have lost something."""
         self._store = store
         self._heard = heard
         self._went_back = went_back
@@ -367,7 +367,7 @@ class Hub:
 
     def _apply(self, feed: _Feed, batch: Batch) -> None:
         before = feed.replica.revision
-        self._tell(feed, feed.replica.apply(batch, _now()))
+        self._tell(feed, feed.replica.apply(batch, _now()), is_stream=True)
         if feed.replica.revision != before:
             feed.moved_at = time.monotonic()
         if feed.replica.behind and feed.open and feed.repairing is None:
@@ -393,11 +393,11 @@ class Hub:
             if feed.has_come_to(snapshot.revision):
                 return
 
-    def _tell(self, feed: _Feed, events: Sequence[Event]) -> None:
+    def _tell(self, feed: _Feed, events: Sequence[Event], *, is_stream: bool = False) -> None:
         if events:
             self._tally["heard"] += len(events)
             if self._heard is not None:
-                self._heard(feed.topic, events)
+                self._heard(feed.topic, events, is_stream)
             feed.tell(events)
 
     async def _repair(self, feed: _Feed, patience: float) -> None:

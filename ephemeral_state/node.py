@@ -156,6 +156,7 @@ class Node:
         self._restore_again = False
         self._started = time.time()
         self._said_so = False
+        self._has_had_a_lease = False
         self._members: dict[Member, None] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -196,6 +197,12 @@ class Node:
         self._sweep_in(0)
         self.journal.start()
         if self.store.shared:
+            if self._has_had_a_lease:
+                # A store that goes back may have the lease that was given back, and clients that have left since. By
+                # another name, this node lets it run out.
+                self.id = self._writer.name = new_node()
+                self.journal.again(self.id)
+            self._has_had_a_lease = True
             self._lease = self._new_lease()
             self._lease.start()
         if not self._said_so:
@@ -390,10 +397,11 @@ class Node:
         if self._belongings is not None and self._belongings.owns_in(topics):
             self._restore_soon()
 
-    def _heard(self, topic: Topic, events: Sequence[Event]) -> None:
+    def _heard(self, topic: Topic, events: Sequence[Event], is_stream: bool) -> None:
         if self._belongings is None:
             return
-        self._belongings.heard(topic, events)
+        if is_stream:  # what a snapshot shows may be of a store that has gone back
+            self._belongings.heard(topic, events, time.monotonic() * 1000)
         # Whoever set it may have no connections, and then nobody else would come in time.
         lifetimes = [event.expires_in_ms for event in events if event.reason is None and event.expires_in_ms]
         if lifetimes:
@@ -537,7 +545,7 @@ class Node:
                 if sweep.changes:
                     next_in = max(next_in, _SWEEP_SPACING if sweep.next_in_ms else 0)
         except StoreUnavailable as error:
-            next_in = min(next_in, _RETRY)  # or what expires meanwhile would be shown long after the store is back
+            next_in = min(next_in, _RETRY)
             self._store_trouble.met(error)
         except Exception:
             log.exception("sweep_failed", "sweeping failed, trying again in %(seconds)s s", seconds=next_in)

@@ -221,6 +221,9 @@ class Connection:
         return list(dict.fromkeys(found))
 
     async def _linked(self, client: Redis, channels: Sequence[bytes]) -> list[bool]:
+        if self._link is not None and channels[0] not in self._link.channels:  # the node has another name now
+            former, self._link = self._link, await self._subscribed(client, channels[0])
+            await former.aclose()  # type: ignore[no-untyped-call]
         if self._link is None:
             self._link = await self._subscribed(client, channels[0])
         counts = [count for _, count in await client.pubsub_numsub(*channels)]
