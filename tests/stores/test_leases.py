@@ -494,7 +494,7 @@ async def test_a_redis_that_evicts_is_told_of_before_and_a_node_has_lost_somethi
         for _ in range(3):
             assert (await store.beat("n", 60_000, "{}")).linked
         assert events(caplog) == ["store_advice"]
-        server.command("CONFIG", "SET", "maxmemory", server.command("INFO", "memory")["used_memory"] + 100_000)
+        server.command("CONFIG", "SET", "maxmemory", server.command("INFO", "memory")["used_memory"] + 1_000_000)
         while not server.command("INFO", "stats")["evicted_keys"]:
             server.command("SET", f"other:{time.monotonic()}", b"x" * 10_000)
         assert not (await store.beat("n", 60_000, "{}")).linked
