@@ -18,7 +18,7 @@ from ephemeral_state.testing import app_frames
 
 from .apps import APPS, ROOM
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.usefixtures("threaded_db")
 
 
 @pytest.fixture(params=["before", "after"])
