@@ -230,6 +230,18 @@ async def test_a_former_owner_gets_nothing_back_that_a_successor_had_and_left(sh
 
 
 @runs
+async def test_a_grace_that_ended_while_its_node_was_taken_for_dead_takes_nothing_away(shared: World) -> None:
+    await shared.store.beat("n", 12_000, "{}")
+    write = Set("ann", ROOM, "k", b"", None, "n", 1500)
+    (change,) = await applied(shared, Batches("n"), write)
+    assert await reaped(shared, "n") == []
+    shared.advance(2000)
+    assert [each.reason for each in (await shared.store.sweep()).changes] == ["disconnect"]
+    await applied(shared, Batches("n2"), restore(change, "n2"))
+    assert await shared.keys() == ["k"]
+
+
+@runs
 async def test_what_is_refused_as_taken_is_owned_no_more(shared: World) -> None:
     owned, batches = Belongings(), Batches("n")
     write = a_set("ann", "k")

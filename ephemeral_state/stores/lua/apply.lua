@@ -136,7 +136,9 @@ local function is_taken(entry, client, epoch, revision)
     local stamp = redis.pcall('HGET', key, entry)
     if stamp and not failed(stamp) and #stamp == 16 then
       local its_epoch, its_revision = struct.unpack('>dd', stamp)
-      if is_stamp_newer(its_epoch, its_revision, epoch, revision) then
+      -- The same stamp is that of the client's own value, which went with the end of its grace.
+      local is_its_own = its_epoch == epoch and its_revision == revision
+      if not is_its_own and is_stamp_newer(its_epoch, its_revision, epoch, revision) then
         return true
       end
     end
