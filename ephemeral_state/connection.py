@@ -100,8 +100,8 @@ class Connection:
             raise TooManyEntries(f"the topic has {others} entries, the limit is {max_entries} (MAX_ENTRIES_PER_TOPIC)")
 
     async def list(self, topic: Topic, most_bytes: int | None = None) -> Sequence[Entry]:
-        """Live entries, sorted by key. Raises `StoreUnavailable`, or `TopicTooLarge` if it would be more than
-        `most_bytes`."""
+        """Live entries, sorted by key. Raises `StoreUnavailable`, or `TopicTooLarge` if several entries
+        would be more than `most_bytes`."""
         return (await self._node.store.snapshot(topic.require(), most_bytes)).entries
 
     async def subscribe(self, topic: Topic, ref: Ref = None, flow: Flow = PLAIN) -> int:

@@ -519,6 +519,7 @@ class EphemeralStateConsumer(EphemeralStateMixin, AsyncWebsocketConsumer):
         try:
             entries = await connection.list(topic, LONGEST)
         except TopicTooLarge as error:
+            self._gate.charge(error.size, waits=True)
             raise TooManyEntries(f"{error}: subscribe to the topic") from error
         read = sum(len(entry.payload) for entry in entries)
         told = entries if read <= LONGEST else entries[:1]  # in a frame they are a third longer

@@ -89,9 +89,15 @@ class TooManyEntries(EphemeralStateError):
 
 
 class TopicTooLarge(EphemeralStateError):
-    """Keys and payloads of the topic would have more bytes than `MAX_TOPIC_BYTES`."""
+    """Keys and payloads of the topic would have more bytes than `MAX_TOPIC_BYTES`; or have more than can be read at
+    once."""
 
     code = "topic_too_large"
+
+    def __init__(self, message: str, size: int = 0) -> None:
+        super().__init__(message)
+        self.size = size
+        """Bytes of the topic."""
 
 
 class RateLimited(EphemeralStateError):

@@ -330,9 +330,9 @@ class Limits:
 
     max_keys_per_client: int = 256
     max_payload_bytes: int = 16_384
-    max_topic_bytes: int = 16 * 1024 * 1024
     default_ttl_ms: int = 60_000
     max_ttl_ms: int = 30 * 60_000
+    max_topic_bytes: int = 16 * 1024 * 1024
 
     def check(self, write: Write) -> None:
         """Raise what is wrong with the write on its face, in the order of the contract; the cap is the store's."""

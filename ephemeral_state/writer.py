@@ -19,7 +19,7 @@ from .tally import tally
 
 __all__ = ["Writer"]
 
-_MAX_BATCH: Final = 300  # sets of one batch, or what takes the store as long: some ms
+_MAX_BATCH: Final = 500  # sets of one batch, or what takes the store as long: some ms
 _BYTES_A_SET: Final = 400  # of payload, which take Redis about as long as the rest of a set
 _MAX_UNTOLD: Final = 2000  # changes; writers wait for a channel layer that is slower than the store
 _SPACING: Final = 0.008  # seconds between batches of those who can wait for company: half a frame of a screen

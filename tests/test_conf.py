@@ -19,6 +19,7 @@ GOOD = {
     "MAX_GRACE": 0.5,
     "MAX_KEYS_PER_CLIENT": 1,
     "MAX_PAYLOAD_BYTES": 2,
+    "MAX_TOPIC_BYTES": 9,
     "MAX_FRAME_BYTES": 3,
     "MAX_NAME_BYTES": 4,
     "MAX_FRAMES_PER_SECOND": 5,
@@ -45,6 +46,7 @@ SECONDS = [
 COUNTS = [
     "MAX_KEYS_PER_CLIENT",
     "MAX_PAYLOAD_BYTES",
+    "MAX_TOPIC_BYTES",
     "MAX_FRAME_BYTES",
     "MAX_NAME_BYTES",
     "MAX_FRAMES_PER_SECOND",
@@ -86,7 +88,7 @@ def test_every_key_can_be_set_alone(key):
 
 
 def test_all_keys_can_be_set_together_and_become_the_limits_in_ms():
-    assert parse(GOOD).limits == Limits(1, 2, 30_000, 90_500)
+    assert parse(GOOD).limits == Limits(1, 2, 30_000, 90_500, 9)
 
 
 def test_any_mapping_will_do():

@@ -125,10 +125,10 @@ async def test_a_server_that_cancels_again_and_again_does_not_stop_the_clearing(
     apply = MemoryStore.apply
     reached, may = asyncio.Event(), asyncio.Event()
 
-    async def slow(self: MemoryStore, writes: Any) -> Any:
+    async def slow(self: MemoryStore, writes: Any, batches: Any) -> Any:
         reached.set()
         await may.wait()
-        return await apply(self, writes)
+        return await apply(self, writes, batches)
 
     async with peer("async", topic) as client:
         await until(lambda: owned(topic))

@@ -151,7 +151,7 @@ class Store(ABC):
     @abstractmethod
     async def snapshot(self, topic: Topic, most_bytes: int | None = None) -> Snapshot:
         """The entries with `now < deadline` and the revision they are the result of. Removes nothing. Raises
-        `TopicTooLarge` if keys and payloads of the topic have more than `most_bytes`; then nothing was read."""
+        `TopicTooLarge` if the topic has several entries, and their keys and payloads more than `most_bytes`."""
 
     async def entry(self, topic: Topic, key: str) -> Entry | None:
         """One of those entries, or `None`. A store can read it without the rest of the topic."""

@@ -90,8 +90,9 @@ class MemoryStore(Store):
             state = self._topics.get(topic)
             if state is None:
                 return Snapshot(topic, Revision(0, 0), ())
-            if most_bytes is not None and state.size > most_bytes:
-                raise TopicTooLarge(f"the topic has {state.size} bytes, at most {most_bytes} can be read at once")
+            if most_bytes is not None and state.size > most_bytes and len(state.records) > 1:
+                text = f"the topic has {state.size} bytes, at most {most_bytes} can be read at once"
+                raise TopicTooLarge(text, state.size)
             changed = {key: record.changed for key, record in state.records.items()}
             live = [r.entry(now) for r in state.records.values() if r.deadline is None or now < r.deadline]
             revision = Revision(state.epoch, state.revision)

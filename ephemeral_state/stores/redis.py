@@ -181,8 +181,11 @@ class RedisStore(Store):
             after = pages[-1].last if pages else b""
             data = await self._run(_SNAPSHOT, self._partition(topic_id), self._until(), topic_id, after, _SNAPSHOT_STEP)
             pages.append(wire.read_topic_page(data, topic))
-            if most_bytes is not None and pages[0].size > most_bytes:
-                raise TopicTooLarge(f"the topic has {pages[0].size} bytes, at most {most_bytes} can be read at once")
+            first = pages[0]
+            is_single = not first.last and len(first.changed) == 1
+            if most_bytes is not None and first.size > most_bytes and not is_single:
+                text = f"the topic has {first.size} bytes, at most {most_bytes} can be read at once"
+                raise TopicTooLarge(text, first.size)
         return pages
 
     async def entry(self, topic: Topic, key: str) -> Entry | None:
