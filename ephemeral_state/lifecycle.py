@@ -88,6 +88,7 @@ class Lifecycle:
         self._heard_at = self.loop.time()
         self._ping_timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
+        self._unsent_code: int | None = None  # with which the socket is about to be closed, from here
         self._direct: Direct | None = None
         self._pinged_at = self._heard_at
         self._questions: dict[int, tuple[int, asyncio.Task[None]]] = {}  # open pings amid text: it and what is sent
@@ -154,7 +155,8 @@ class Lifecycle:
         self._ask_no_more()
         self._pump.cancel()
         ending = self.end(abnormal=abnormal)
-        closing = self.loop.create_task(self._hang_up(_FAILED if abnormal else 1000)) if self._is_left_open() else None
+        code = self._unsent_code or (_FAILED if abnormal else 1000)
+        closing = self.loop.create_task(self._hang_up(code)) if self._is_left_open() else None
         for task in (self._pump, closing, ending):
             while task is not None and not task.done():
                 try:
@@ -169,7 +171,8 @@ class Lifecycle:
     def _is_left_open(self) -> bool:
         """Whether the socket would stay open if the consumer just ended. Other servers close it then. granian does so
         only if no `receive` is under way, and one that is cancelled stays under way for a moment."""
-        return self._accepted and not self._is_closed and "granian" in sys.modules
+        is_closed = self._is_closed and self._unsent_code is None
+        return self._accepted and not is_closed and "granian" in sys.modules
 
     async def _hang_up(self, code: int) -> None:
         await asyncio.wait([self._pump])
@@ -418,7 +421,7 @@ class Lifecycle:
 
     async def _give_up(self, code: int = PING_TIMED_OUT) -> None:
         """Close with this code."""
-        self._is_closed = True
+        self._is_closed, self._unsent_code = True, code
         self.end(abnormal=True)
         self._pump.cancel()
         await asyncio.wait([self._pump])
@@ -429,6 +432,7 @@ class Lifecycle:
         with suppress(OSError, RuntimeError, TimeoutError):
             async with asyncio.timeout(_PING_TIMEOUT):
                 await self._send({"type": "websocket.close", "code": code})
+                self._unsent_code = None
 
     # The end of the process: some servers tell nobody, or only after a time in which clients seem to be connected
 
