@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import sys
 import threading
 import traceback
+import types
 import uuid
 from typing import Any
 
@@ -230,6 +232,30 @@ async def test_nothing_waits_for_a_message_while_a_close_is_sent(topic: str) -> 
         client.do("close", code=4002)
         await until(lambda: client.sent[-1]["type"] == "websocket.close")
     assert during_close == [0]
+
+
+async def test_a_close_that_granian_holds_up_is_sent_with_its_code_though_the_consumer_has_ended(
+    topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "granian", types.ModuleType("granian"))
+    monkeypatch.setattr(lifecycle, "_PING_TIMEOUT", 0.3)
+    monkeypatch.setattr(KINDS["async"], "ephemeral_ping_interval", 0.05)
+    client = peer("async", topic)
+    put = client._send
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.close":
+            await asyncio.sleep(0.05)  # its `receive` holds a lock for a moment, and the consumer ends meanwhile
+        await put(message)
+
+    async def app(scope: Any, receive: Any, _send: Any) -> None:
+        await KINDS["async"].as_asgi()(scope, receive, send)
+
+    client.app = app
+    async with client:
+        await client.ended()
+    assert [message["code"] for message in client.sent if message["type"] == "websocket.close"] == [4000]
+    assert await owned(topic) == []
 
 
 async def test_what_the_servers_receive_raises_comes_out_and_clears(topic: str) -> None:
